@@ -1,0 +1,1 @@
+"""The recipe: what to evolve, from what, measured how."""
