@@ -116,17 +116,21 @@ def _plain(node: Any) -> Any:
 def _explain(
     error: ValidationError, data: CommentedMap, path: Path, model: type[BaseModel]
 ) -> UserError:
-    first = min(error.errors(), key=lambda item: _position(data, item["loc"]))
+    # A misspelt key also makes the right one "missing": the misspelling is the better message.
+    first = min(
+        error.errors(),
+        key=lambda item: (item["type"] != "extra_forbidden", _position(data, item["loc"])),
+    )
     location = first["loc"]
     line, column = _position(data, location)
     key = ".".join(str(part) for part in _known_path(data, location))
-    what, remedy = _wording(first, model, error)
+    what, remedy = _wording(first, model)
     return UserError(
         f"{key}: {what}" if key else what, where=f"{path}:{line}:{column}", remedy=remedy
     )
 
 
-def _wording(item: ErrorDetails, model: type[BaseModel], error: ValidationError) -> tuple[str, str]:
+def _wording(item: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     if item["type"] == "extra_forbidden":
         name = str(item["loc"][-1])
         close = difflib.get_close_matches(name, sorted(_keys_at(model, item["loc"][:-1])), n=1)
@@ -183,7 +187,9 @@ def _known_path(data: Any, location: Location) -> Location:
         if inside:
             node = node[part]
             path.append(part)
-        elif depth == len(location) - 1 and isinstance(part, str) and isinstance(node, CommentedMap):
+        elif (
+            depth == len(location) - 1 and isinstance(part, str) and isinstance(node, CommentedMap)
+        ):
             path.append(part)
     return tuple(path)
 

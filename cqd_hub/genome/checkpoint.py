@@ -1,0 +1,127 @@
+"""Reading a model folder: config, safetensors headers, tensors. No pickle is ever opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from cqd_hub.errors import UserError
+from cqd_hub.files import sha256_of
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class TensorHeader(NamedTuple):
+    """Where one tensor lies and what it is, from the safetensors header alone."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A local model or adapter folder holding safetensors.
+
+    Args:
+        path: The folder.
+        stem: ``"model"`` for a model, ``"adapter_model"`` for a PEFT adapter.
+    """
+
+    path: Path
+    stem: str = "model"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``config.json`` (``adapter_config.json`` for an adapter)."""
+        name = "config.json" if self.stem == "model" else "adapter_config.json"
+        return read_json(self.path / name)
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The safetensors files, in name order.
+
+        Raises:
+            UserError: There are none, only pickles, or a shard that the index names is missing.
+        """
+        if not self.path.is_dir():
+            raise UserError("no such model folder", where=str(self.path), remedy="check the path")
+        index = self.path / f"{self.stem}.safetensors.index.json"
+        if index.exists():
+            names = sorted(set(read_json(index)["weight_map"].values()))
+            missing = [name for name in names if not (self.path / name).exists()]
+            if missing:
+                raise UserError(
+                    f"shard {missing[0]} is missing ({len(missing)} of {len(names)})",
+                    where=str(self.path),
+                    remedy="download it again",
+                )
+            return tuple(self.path / name for name in names)
+        single = self.path / f"{self.stem}.safetensors"
+        if single.exists():
+            return (single,)
+        pickles = [file.name for pattern in _PICKLES for file in self.path.glob(pattern)]
+        if pickles:
+            raise UserError(
+                f"holds only pickled weights ({pickles[0]}), which can run code when opened",
+                where=str(self.path),
+                remedy="convert it to safetensors on a machine you trust: "
+                "model.save_pretrained(..., safe_serialization=True)",
+            )
+        raise UserError(f"holds no {single.name}", where=str(self.path), remedy="check the path")
+
+    @cached_property
+    def headers(self) -> dict[str, TensorHeader]:
+        """Every tensor's place, shape and dtype, by name. Reads headers only."""
+        found: dict[str, TensorHeader] = {}
+        for file in self.files:
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                        part = opened.get_slice(name)
+                        found[name] = TensorHeader(file, tuple(part.get_shape()), part.get_dtype())
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"is damaged or cut short: {error}",
+                    where=str(file),
+                    remedy="download or save it again",
+                ) from None
+        return found
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over the weights' file hashes and, for an adapter, its config."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(sha256_of(file).encode())
+        if self.stem != "model":
+            digest.update(json.dumps(self.config, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def tensor(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Read one tensor in the dtype it was saved in."""
+        with safe_open(self.headers[name].file, framework="pt", device=str(device)) as opened:
+            return opened.get_tensor(name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: Missing file or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path.name} is missing", where=str(path.parent), remedy="is this a model folder?"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"is not JSON: {error}", where=str(path)) from None

@@ -1,0 +1,122 @@
+"""What it takes to rebuild an individual from base and experts: numpy only.
+
+Per weight matrix j, over the experts e with task vectors τ_e = U_e diag(S_e) V_eᵀ::
+
+    W_j = W0_j + Σ_e [ t_ej τ_ej + U_ej diag((g_ej - t_ej) ⊙ S_ej) V_ejᵀ ]
+               + Q_b,j M_j Q_a,jᵀ + Σ_n ω_nj N(seed_n)_j
+
+The first sum is closed under linear crossover and under SVD mutation of an expert's own
+directions. ``cores`` M holds what SVD mutation of the *child's* task vector adds, in the
+orthonormal frame of all experts' directions. ``noise`` holds Gaussian mutations as seeds. All
+three are linear, so a crossover is a weighted sum of genomes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from cqd_hub.genome.layout import Layout
+
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Genome:
+    """One individual of the linear family.
+
+    Args:
+        basis: Hash of the basis that gives the coefficients their meaning.
+        coefficients: ``[layout.size]`` float32; ones for one expert alone rebuild that expert.
+        cores: Slot name → ``[R_b, R_a]`` float32 additive core.
+        noise: Seed → ``[slots]`` float32 standard deviation of that seed's normal draws.
+    """
+
+    basis: str
+    coefficients: np.ndarray
+    cores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    noise: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of_base(cls, basis: str, layout: Layout) -> Genome:
+        """The base model itself: every coefficient 0."""
+        return cls(basis, np.zeros(layout.size, dtype=np.float32))
+
+    @classmethod
+    def of_expert(cls, basis: str, layout: Layout, expert: int) -> Genome:
+        """Expert number *expert*: its own coefficients 1, all others 0."""
+        return cls(basis, (layout.expert_of == expert).astype(np.float32))
+
+    def to_bytes(self) -> bytes:
+        """Serialise as safetensors (little-endian fp32; metadata holds basis and noise)."""
+        tensors = {"coefficients": self.coefficients}
+        tensors |= {f"core:{name}": core for name, core in self.cores.items()}
+        tensors |= {f"noise:{seed}": scales for seed, scales in self.noise.items()}
+        metadata = {"format": _FORMAT, "basis": self.basis}
+        return save_safetensors(
+            {name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())}, metadata
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Genome:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ValueError: Not a genome, or one of a newer format.
+        """
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"genome format {metadata.get('format')!r}, known is {_FORMAT!r}")
+        tensors = load_safetensors(data)
+        return cls(
+            basis=metadata["basis"],
+            coefficients=tensors.pop("coefficients"),
+            cores={name[5:]: core for name, core in tensors.items() if name.startswith("core:")},
+            noise={
+                int(name[6:]): row for name, row in tensors.items() if name.startswith("noise:")
+            },
+        )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the serialised genome."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def combine(genomes: Sequence[Genome], weights: np.ndarray, layout: Layout) -> Genome:
+    """Return Σ_i w_i · genome_i on task vectors.
+
+    Args:
+        genomes: n genomes of one basis.
+        weights: ``[n]``, or ``[n, slots]`` for weights that differ by slot.
+        layout: The basis's layout.
+    """
+    bases = {genome.basis for genome in genomes}
+    if len(bases) != 1:
+        raise ValueError(f"genomes of {len(bases)} different bases do not combine")
+    table = np.asarray(weights, dtype=np.float64)
+    if table.ndim == 1:
+        table = np.repeat(table[:, None], len(layout.slots), axis=1)
+    coefficients = np.zeros(layout.size)
+    cores: dict[str, np.ndarray] = {}
+    noise: dict[int, np.ndarray] = {}
+    number = {slot.name: index for index, slot in enumerate(layout.slots)}
+    for genome, row in zip(genomes, table, strict=True):
+        coefficients += row[layout.slot_of] * genome.coefficients
+        for name, core in genome.cores.items():
+            cores[name] = cores.get(name, 0.0) + row[number[name]] * core.astype(np.float64)
+        for seed, scales in genome.noise.items():
+            noise[seed] = noise.get(seed, 0.0) + row * scales.astype(np.float64)
+    return Genome(
+        bases.pop(),
+        coefficients.astype(np.float32),
+        {name: core.astype(np.float32) for name, core in cores.items()},
+        {seed: scales.astype(np.float32) for seed, scales in sorted(noise.items())},
+    )
