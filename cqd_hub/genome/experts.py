@@ -13,6 +13,13 @@ import torch
 from cqd_hub.errors import UserError
 from cqd_hub.genome.checkpoint import Checkpoint
 
+_NOT_A_PRODUCT = (
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+)
 _QUANTISED = ("quantization_config", "compression_config")
 
 
@@ -124,7 +131,7 @@ class LoraExpert:
         return {slot: (pair["A"], pair["B"]) for slot, pair in found.items()}
 
     def scaling(self, slot: str) -> float:
-        """lora_alpha / r (over √r for rank-stabilised LoRA), with PEFT's rank and alpha patterns."""
+        """lora_alpha / r (/ √r if rank-stabilised), with PEFT's rank and alpha patterns."""
         config = self.checkpoint.config
         module = slot.removesuffix(".weight")
         rank = _pattern(config.get("rank_pattern") or {}, module, config["r"])
@@ -212,13 +219,7 @@ def _check_adapter(expert: LoraExpert) -> None:
     remedy = "merge it first (peft: merge_and_unload) and give the merged model"
     if config.get("peft_type") != "LORA":
         raise UserError(f"is a {config.get('peft_type')} adapter", where=where, remedy=remedy)
-    for key in (
-        "use_dora",
-        "modules_to_save",
-        "lora_bias",
-        "fan_in_fan_out",
-        "trainable_token_indices",
-    ):
+    for key in _NOT_A_PRODUCT:
         if config.get(key):
             raise UserError(f"{key} is set", where=where, remedy=remedy)
     headers, base = expert.checkpoint.headers, expert.base.checkpoint.headers

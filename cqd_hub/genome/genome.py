@@ -55,13 +55,13 @@ class Genome:
 
     def to_bytes(self) -> bytes:
         """Serialise as safetensors (little-endian fp32; metadata holds basis and noise)."""
+        return save_safetensors(self._tensors(), {"format": _FORMAT, "basis": self.basis})
+
+    def _tensors(self) -> dict[str, np.ndarray]:
         tensors = {"coefficients": self.coefficients}
         tensors |= {f"core:{name}": core for name, core in self.cores.items()}
         tensors |= {f"noise:{seed}": scales for seed, scales in self.noise.items()}
-        metadata = {"format": _FORMAT, "basis": self.basis}
-        return save_safetensors(
-            {name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())}, metadata
-        )
+        return {key: np.ascontiguousarray(value) for key, value in sorted(tensors.items())}
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Genome:
@@ -86,8 +86,12 @@ class Genome:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the serialised genome."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        """SHA-256 over basis, names, shapes and values (safetensors does not order its header)."""
+        digest = hashlib.sha256(f"{_FORMAT} {self.basis}".encode())
+        for key, value in self._tensors().items():
+            digest.update(f"{key} {value.shape}".encode())
+            digest.update(value.astype("<f4").tobytes())
+        return digest.hexdigest()
 
 
 def combine(genomes: Sequence[Genome], weights: np.ndarray, layout: Layout) -> Genome:
