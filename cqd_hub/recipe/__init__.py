@@ -1,1 +1,6 @@
-"""The recipe: what to evolve, from what, measured how."""
+"""The recipe: what to evolve, from what, measured how. Pydantic and YAML only."""
+
+from cqd_hub.recipe.load import Strict, load_yaml, read_yaml
+from cqd_hub.recipe.schema import SPLITS, Limits, Recipe, Skill, Split
+
+__all__ = ["SPLITS", "Limits", "Recipe", "Skill", "Split", "Strict", "load_yaml", "read_yaml"]

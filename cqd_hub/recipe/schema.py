@@ -1,0 +1,223 @@
+"""The evolve recipe as pydantic models; their field descriptions are the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cqd_hub.recipe.load import Strict
+from cqd_hub.recipe.presets import PRESETS, Preset
+
+Split = Literal["optimisation", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("optimisation", "validation", "test")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Splits(Strict):
+    """Dataset splits to draw samples from, each as ``name`` or ``name[start:stop]`` (also in %)."""
+
+    optimisation: str
+    validation: str
+    test: str
+
+
+class Limits(Strict):
+    """At most so many samples of each split, the first ones; ``null`` takes all."""
+
+    optimisation: Annotated[int, Field(ge=2)] | None = 150
+    validation: Annotated[int, Field(ge=2)] | None = 200
+    test: Annotated[int, Field(ge=2)] | None = None
+
+
+class Skill(Strict):
+    """Something that is scored 0..1 on a set of samples: an lm-eval task and one of its metrics."""
+
+    task: str = Field(description="lm-eval task name, or the path of a task YAML")
+    metric: str = Field(
+        default="executed",
+        description="'metric' or 'metric,filter' of the task; 'executed' for tasks whose answers "
+        "run in the sandbox",
+    )
+    splits: Splits | None = Field(
+        default=None,
+        description="default: the dataset's own optimisation, validation and test splits, else "
+        "50/20/30 % of the task's evaluation split",
+    )
+    samples: Limits | None = Field(default=None, description="overrides the recipe's `samples`")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    chat_template: bool = Field(default=False, description="wrap prompts in the chat template")
+
+
+class GridArchive(Strict):
+    """A lattice over the other skills' scores."""
+
+    kind: Literal["grid"] = "grid"
+    bins: Annotated[int, Field(ge=1, le=1000)] = 15
+    bounds: Literal["experts"] | dict[str, tuple[Share, Share]] = Field(
+        default="experts",
+        description="'experts': 85 % of the weakest to 115 % of the strongest expert, per skill; "
+        "or skill: [low, high]",
+    )
+
+
+class NoveltyArchive(Strict):
+    """Grid-free: Dominated Novelty Search; for four skills and more."""
+
+    kind: Literal["novelty"]
+    capacity: Annotated[int, Field(ge=2)] = 64
+    neighbours: Annotated[int, Field(ge=1)] = 3
+
+
+class Sampling(Strict):
+    """How parents are drawn from the active archive."""
+
+    kind: Literal["elite", "random"] = "elite"
+    low: Annotated[float, Field(gt=0)] = 0.5
+    high: Annotated[float, Field(gt=0)] = 0.8
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sampling:
+        if self.low > self.high:
+            raise ValueError("low exceeds high; swap them")
+        return self
+
+
+class Search(Strict):
+    """The cycle."""
+
+    children: Annotated[int, Field(ge=0)] = Field(
+        default=200, description="may grow when a run is resumed"
+    )
+    children_per_step: Annotated[int, Field(ge=1)] = Field(
+        default=4, description="children made from one state of the archives; 1 is the paper"
+    )
+    archive: GridArchive | NoveltyArchive = Field(default=GridArchive(), discriminator="kind")
+    sampling: Sampling = Sampling()
+
+
+class Crossover(Strict):
+    """θ_base + Σ w_i/(w_1+w_2) τ_i with w ~ N(mean, deviation²)."""
+
+    per: Literal["model", "layer", "matrix"] = "model"
+    mean: float = 1.0
+    deviation: Annotated[float, Field(ge=0)] = 0.03
+
+
+class Mutation(Strict):
+    """Adds U diag(w ⊙ S) Vᵀ with w ~ U(0, w_max); or Gaussian noise; or nothing."""
+
+    kind: Literal["svd", "gaussian", "none"] = "svd"
+    of: Literal["expert", "child"] = Field(
+        default="expert", description="whose singular directions: the active skill's expert's"
+    )
+    w_max: Annotated[float, Field(gt=0)] = 0.3
+    zero_mean: bool = Field(default=False, description="w ~ U(-w_max, w_max)")
+    per: Literal["direction", "matrix", "layer", "model"] = Field(
+        default="direction", description="what shares one draw (`of: expert` only)"
+    )
+    deviation: Annotated[float, Field(gt=0)] = Field(
+        default=1e-3, description="standard deviation of Gaussian noise"
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Mutation:
+        if self.of == "child" and self.per != "direction":
+            raise ValueError("`of: child` draws per direction only; leave `per` out")
+        return self
+
+
+class Variation(Strict):
+    """How a child is made from two parents."""
+
+    crossover: Crossover = Crossover()
+    mutation: Mutation = Mutation()
+
+
+class Genome(Strict):
+    """What of a full fine-tune's task vector can be scaled on its own (LoRA experts: everything)."""
+
+    rank: Annotated[int, Field(ge=1)] | Literal["full"] = "full"
+    tail: Literal["tied", "drop"] = "tied"
+
+
+class Aggregation(Strict):
+    """β = softmax over the archives' best scores · unit / temperature."""
+
+    unit: Literal[1, 100] = 1
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Evaluation(Strict):
+    """Where and how answers are generated and executed."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="float32 on a CPU, bfloat16 on a GPU"
+    )
+    batch_tokens: Annotated[int, Field(ge=256)] = Field(
+        default=65536, description="rows × length of one batch, at most"
+    )
+    sandbox: Literal["auto", "bubblewrap", "landlock", "docker"] = "auto"
+    sandbox_image: str | None = Field(default=None, description="Docker image with python3 and sh")
+    sandbox_workers: Annotated[int, Field(ge=1)] = 2
+
+
+class Recipe(Strict):
+    """What `cqd-hub evolve` runs."""
+
+    name: Name
+    preset: Preset = Field(
+        default="default", description="fills in what the recipe leaves out of search and variation"
+    )
+    base: str = Field(description="folder of the base model, relative to the recipe")
+    experts: dict[Name, str] = Field(description="name: folder of a fine-tune or LoRA adapter")
+    skills: dict[Name, Skill]
+    tasks: list[str] = Field(
+        default_factory=list,
+        description="folders with lm-eval task YAMLs, besides the shipped ones",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    samples: Limits = Limits()
+    search: Search = Search()
+    variation: Variation = Variation()
+    genome: Genome = Genome()
+    aggregation: Aggregation = Aggregation()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("preset", "default") not in PRESETS:
+            return data
+        return _merged(PRESETS[data.get("preset", "default")], data)
+
+    @model_validator(mode="after")
+    def _enough(self) -> Recipe:
+        if len(self.skills) < 2:
+            raise ValueError("skills: a search needs at least two; add one")
+        if len(self.experts) < 2:
+            raise ValueError("experts: a search needs at least two; add one")
+        bounds = getattr(self.search.archive, "bounds", "experts")
+        if isinstance(bounds, dict):
+            if set(bounds) != set(self.skills):
+                raise ValueError("search.archive.bounds: needs one [low, high] for each skill")
+            for skill, (low, high) in bounds.items():
+                if low >= high:
+                    raise ValueError(f"search.archive.bounds.{skill}: low must be below high")
+        return self
+
+    def limits(self, skill: str) -> Limits:
+        """The sample limits of one skill."""
+        return self.skills[skill].samples or self.samples
+
+
+def _merged(defaults: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(defaults)
+    for key, value in data.items():
+        inner = result.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        result[key] = _merged(inner, value) if both else value  # type: ignore[arg-type]
+    return result

@@ -1,0 +1,305 @@
+"""The journal: one append-only SQLite file from which archives, curves and tables are rebuilt."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cqd_hub.errors import RunError, UserError
+from cqd_hub.files import write_atomic
+from cqd_hub.recipe import Split
+
+_FORMAT = 1
+_LARGE = 1 << 20  # bytes; a larger genome is kept as a file beside the journal
+
+_SCHEMA = """
+CREATE TABLE individuals (
+  id INTEGER PRIMARY KEY,      -- ≥ 0: experts, then children; < 0: never offered to an archive
+  role TEXT NOT NULL,
+  name TEXT NOT NULL,
+  generation INTEGER,
+  lineage TEXT NOT NULL,       -- JSON: skill, parents, shares, operators, seed
+  genome_hash TEXT NOT NULL,
+  genome BLOB,                 -- NULL: genomes/<genome_hash>.safetensors
+  seconds TEXT NOT NULL        -- JSON: where the time went
+);
+CREATE TABLE measurements (
+  individual INTEGER NOT NULL REFERENCES individuals(id),
+  skill TEXT NOT NULL,
+  split TEXT NOT NULL,
+  sample TEXT NOT NULL,
+  repeat INTEGER NOT NULL,
+  path TEXT NOT NULL,          -- engine, dtype, device, sandbox
+  text TEXT NOT NULL,
+  tokens BLOB NOT NULL,        -- uint32, little-endian
+  finish TEXT NOT NULL,
+  score REAL NOT NULL CHECK (score BETWEEN 0 AND 1),
+  note TEXT NOT NULL,
+  PRIMARY KEY (individual, split, skill, sample, repeat, path)
+) WITHOUT ROWID;
+CREATE TABLE told (
+  position INTEGER PRIMARY KEY,
+  individual INTEGER NOT NULL UNIQUE REFERENCES individuals(id)
+);
+"""
+
+
+class Role(StrEnum):
+    """What an individual is to the run."""
+
+    BASE = "base"
+    EXPERT = "expert"
+    CHILD = "child"
+    BASELINE = "baseline"
+    AGGREGATE = "aggregate"
+
+
+@dataclass(frozen=True)
+class Individual:
+    """One candidate model as the journal keeps it."""
+
+    id: int
+    role: Role
+    name: str
+    genome: bytes
+    genome_hash: str
+    generation: int | None = None
+    lineage: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One answer of one individual to one sample, and its score (0..1, higher is better)."""
+
+    skill: str
+    split: Split
+    sample: str
+    score: float
+    text: str
+    tokens: tuple[int, ...] = ()
+    finish: str = ""
+    repeat: int = 0
+    path: str = ""
+    note: str = ""
+
+
+class Journal:
+    """Reads and appends. One writer at a time is the caller's duty: see `cqd_hub.run.directory`.
+
+    Args:
+        folder: The run directory.
+        create: Make the journal if it is not there.
+
+    Raises:
+        UserError: No journal there, or one of a newer format.
+    """
+
+    def __init__(self, folder: Path, *, create: bool = False) -> None:
+        self.path = folder / "journal.sqlite"
+        if not create and not self.path.exists():
+            raise UserError(
+                "is no run directory", where=str(folder), remedy="name one made by `cqd-hub evolve`"
+            )
+        try:
+            self._db = sqlite3.connect(self.path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0 and create:
+                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_FORMAT}; COMMIT;")
+            elif version != _FORMAT:
+                raise UserError(
+                    f"has journal format {version}, known is {_FORMAT}",
+                    where=str(self.path),
+                    remedy="use the cqd-hub version that made it",
+                )
+        except sqlite3.Error as error:
+            raise RunError(f"cannot be used: {error}", where=str(self.path)) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    # Writing: each call is one durable transaction.
+
+    def add(self, individual: Individual, measurements: Iterable[Measurement]) -> None:
+        """Record an individual with the measurements of its evaluation, all or nothing.
+
+        Raises:
+            RunError: The disk is full or failing; nothing of this individual was recorded.
+        """
+        genome: bytes | None = individual.genome
+        if len(individual.genome) > _LARGE:
+            write_atomic(self._genome_file(individual.genome_hash), individual.genome)
+            genome = None
+        row = (
+            individual.id,
+            individual.role,
+            individual.name,
+            individual.generation,
+            json.dumps(individual.lineage),
+            individual.genome_hash,
+            genome,
+            json.dumps(individual.seconds),
+        )
+        with self._transaction():
+            self._db.execute("INSERT INTO individuals VALUES (?,?,?,?,?,?,?,?)", row)
+            self._insert(individual.id, measurements)
+
+    def measure(self, individual: int, measurements: Iterable[Measurement]) -> None:
+        """Record more measurements of a known individual, all or nothing."""
+        with self._transaction():
+            self._insert(individual, measurements)
+
+    def tell(self, individuals: Sequence[int]) -> None:
+        """Record that these individuals were offered to the archives, in this order."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO told (individual) VALUES (?)", [(number,) for number in individuals]
+            )
+
+    # Reading.
+
+    def individuals(self, role: Role | None = None) -> Iterator[Individual]:
+        """All individuals (of one role), by id; genomes are read too."""
+        where, values = ("WHERE role = ?", (role,)) if role else ("", ())
+        for row in self._db.execute(f"SELECT * FROM individuals {where} ORDER BY id", values):
+            yield self._individual(row)
+
+    def individual(self, number: int) -> Individual:
+        """One individual.
+
+        Raises:
+            UserError: There is none of this id.
+        """
+        row = self._db.execute("SELECT * FROM individuals WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            raise UserError(f"has no individual {number}", where=str(self.path.parent))
+        return self._individual(row)
+
+    def ids(self) -> set[int]:
+        """Ids of all recorded individuals."""
+        return {number for (number,) in self._db.execute("SELECT id FROM individuals")}
+
+    def told(self) -> list[int]:
+        """Ids in the order they were offered to the archives."""
+        return [n for (n,) in self._db.execute("SELECT individual FROM told ORDER BY position")]
+
+    def measurements(self, individual: int, split: Split) -> list[Measurement]:
+        """All measurements of one individual on one split, by skill and sample."""
+        rows = self._db.execute(
+            "SELECT skill, split, sample, score, text, tokens, finish, repeat, path, note "
+            "FROM measurements WHERE individual = ? AND split = ? ORDER BY skill, sample, repeat",
+            (individual, split),
+        )
+        return [
+            Measurement(*row[:5], tuple(np.frombuffer(row[5], "<u4").tolist()), *row[6:])
+            for row in rows
+        ]
+
+    def scores(self, split: Split) -> dict[int, dict[str, float]]:
+        """Individual → skill → mean score on one split (repeats averaged within samples)."""
+        rows = self._db.execute(
+            "SELECT individual, skill, AVG(score) FROM (SELECT individual, skill, AVG(score) AS "
+            "score FROM measurements WHERE split = ? GROUP BY individual, skill, sample) "
+            "GROUP BY individual, skill",
+            (split,),
+        )
+        result: dict[int, dict[str, float]] = {}
+        for individual, skill, score in rows:
+            result.setdefault(individual, {})[skill] = score
+        return result
+
+    def sample_scores(self, individual: int, split: Split) -> dict[str, dict[str, float]]:
+        """Skill → sample → score (repeats averaged) of one individual on one split."""
+        rows = self._db.execute(
+            "SELECT skill, sample, AVG(score) FROM measurements WHERE individual = ? AND split = ? "
+            "GROUP BY skill, sample ORDER BY skill, sample",
+            (individual, split),
+        )
+        result: dict[str, dict[str, float]] = {}
+        for skill, sample, score in rows:
+            result.setdefault(skill, {})[sample] = score
+        return result
+
+    def verdicts(self) -> Iterator[tuple[str, str, str, float, str]]:
+        """(skill, sample, text, score, note) of every answer ever judged."""
+        yield from self._db.execute(
+            "SELECT DISTINCT skill, sample, text, score, note FROM measurements"
+        )
+
+    # Inside.
+
+    def _insert(self, individual: int, measurements: Iterable[Measurement]) -> None:
+        self._db.executemany(
+            "INSERT INTO measurements VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+            [
+                (
+                    individual,
+                    m.skill,
+                    m.split,
+                    m.sample,
+                    m.repeat,
+                    m.path,
+                    m.text,
+                    np.asarray(m.tokens, "<u4").tobytes(),
+                    m.finish,
+                    m.score,
+                    m.note,
+                )
+                for m in measurements
+            ],
+        )
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db, self.path)
+
+    def _individual(self, row: tuple[Any, ...]) -> Individual:
+        number, role, name, generation, lineage, genome_hash, genome, seconds = row
+        return Individual(
+            id=number,
+            role=Role(role),
+            name=name,
+            genome=genome if genome is not None else self._genome_file(genome_hash).read_bytes(),
+            genome_hash=genome_hash,
+            generation=generation,
+            lineage=json.loads(lineage),
+            seconds=json.loads(seconds),
+        )
+
+    def _genome_file(self, genome_hash: str) -> Path:
+        return self.path.parent / "genomes" / f"{genome_hash}.safetensors"
+
+
+class _Transaction:
+    """BEGIN … COMMIT, rolled back on any error; SQLite's own faults become a `RunError`."""
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+        self._db, self._path = database, path
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._db.execute("COMMIT")
+                return
+        except sqlite3.Error as fault:
+            error = fault
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        if isinstance(error, sqlite3.Error):
+            raise RunError(
+                f"cannot be written: {error}",
+                where=str(self._path),
+                remedy="free some space and run the same command again",
+            ) from None
