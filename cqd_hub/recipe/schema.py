@@ -137,7 +137,7 @@ class Variation(Strict):
 
 
 class Genome(Strict):
-    """What of a full fine-tune's task vector can be scaled on its own (LoRA experts: everything)."""
+    """What of a full fine-tune can be scaled on its own (of a LoRA expert: everything)."""
 
     rank: Annotated[int, Field(ge=1)] | Literal["full"] = "full"
     tail: Literal["tied", "drop"] = "tied"

@@ -201,8 +201,10 @@ class Journal:
             (individual, split),
         )
         return [
-            Measurement(*row[:5], tuple(np.frombuffer(row[5], "<u4").tolist()), *row[6:])
-            for row in rows
+            Measurement(
+                skill, split, sample, score, text, tuple(np.frombuffer(tokens, "<u4").tolist()), *rest
+            )
+            for skill, _, sample, score, text, tokens, *rest in rows
         ]
 
     def scores(self, split: Split) -> dict[int, dict[str, float]]:
