@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cqd_hub.errors import UserError
@@ -26,7 +26,7 @@ from cqd_hub.genome.experts import Base, FullExpert, LoraExpert, LowRank
 from cqd_hub.genome.layout import Kind, Layout, Slot
 
 Tail = Literal["tied", "drop"]
-_ALGORITHM = "1"
+_ALGORITHM = "2"
 
 
 class Factors(NamedTuple):
@@ -75,6 +75,13 @@ class Basis:
             self._frames[slot] = Frame(left, left_map, right, right_map)
         return self._frames[slot]
 
+    def expert_weight(self, slot: int, expert: int) -> torch.Tensor:
+        """A full fine-tune's own tensor, in the dtype it was saved in."""
+        full = self.experts[expert]
+        if not isinstance(full, FullExpert):
+            raise TypeError(f"expert {expert} is an adapter")
+        return full.weight(self.layout.slots[slot].name)
+
     @property
     def has_tails(self) -> bool:
         """Whether some matrix has a tail, so that the factors alone do not rebuild its expert."""
@@ -116,9 +123,9 @@ def build_basis(
     """
     slots = tuple(_slot(base, name) for name in base.names)
     largest = max((min(slot.shape) for slot in slots if slot.kind == "matrix"), default=0)
-    if rank != "full" and rank > largest:
+    if rank != "full" and not 1 <= rank <= largest:
         raise UserError(
-            f"rank {rank} exceeds the largest possible rank {largest} of this model",
+            f"rank {rank} is not within 1 to {largest}, the largest rank of this model",
             where="genome.rank",
             remedy="use rank: full",
         )
@@ -170,7 +177,7 @@ def _layout(
         tails.append(
             tuple(
                 isinstance(expert, FullExpert)
-                and (slot.kind == "vector" or (tail == "tied" and rank < min(slot.shape)))
+                and (slot.kind == "vector" or (tail == "tied" and 0 < rank < min(slot.shape)))
                 for expert, rank in zip(experts, row, strict=True)
             )
         )
@@ -185,12 +192,16 @@ def _factored(
     folder: Path,
     progress: Callable[[str], None],
 ) -> _Stored:
-    kept = "exact" if isinstance(expert, LoraExpert) else str(rank)
-    key = " ".join([_ALGORITHM, base.checkpoint.content_hash, expert.content_hash, kept])
+    rank = "full" if isinstance(expert, LoraExpert) else rank
+    key = " ".join([_ALGORITHM, base.checkpoint.content_hash, expert.content_hash, str(rank)])
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
-    if not path.exists():
-        progress(f"factoring {expert.path.name} (rank {kept})")
-        _write(path, *_factor_all(expert, slots, rank))
+    if path.exists():
+        try:
+            return _read(path)
+        except SafetensorError:
+            progress(f"{path} is damaged; factoring again")
+    progress(f"factoring {expert.path.name} (rank {rank})")
+    _write(path, *_factor_all(expert, slots, rank))
     return _read(path)
 
 
@@ -205,24 +216,33 @@ def _factor_all(
         if slot.kind == "vector":
             changed |= isinstance(delta, torch.Tensor) and bool(delta.any())
             continue
-        factors[slot.name], energy, kept = _factor(delta, rank)
-        changed |= energy > 0
-        retained[slot.name] = kept / energy if energy > 0 else 1.0
+        product, energy, kept = factor(delta, rank)
+        if energy > 0:
+            changed = True
+            factors[slot.name], retained[slot.name] = product, kept / energy
     if not changed:
         raise UserError("is identical to the base", where=str(expert.path), remedy="leave it out")
     return factors, retained
 
 
-def _factor(
+def factor(
     delta: torch.Tensor | LowRank, rank: int | Literal["full"]
 ) -> tuple[Factors, float, float]:
-    """Return the SVD factors, ‖τ‖² and the part of it that they hold."""
+    """Return the (truncated) SVD factors, ‖τ‖² and the part of it that they hold.
+
+    A low-rank τ is factored through QR of its factors; *rank* does not apply to it when ``"full"``.
+    Few directions of many are found by randomised iteration, all or most of them from the
+    eigenvectors of the smaller Gram matrix in float64: the product is then τ projected on an
+    orthonormal basis, exact however small the singular values.
+    """
     if isinstance(delta, LowRank):
         left, left_map = torch.linalg.qr(delta.up)
         right, right_map = torch.linalg.qr(delta.down.T)
         u, s, vh = torch.linalg.svd(left_map @ right_map.T, full_matrices=False)
         energy = float(s.square().sum())
-        return Factors((left @ u) * s, vh @ right.T), energy, energy
+        kept = len(s) if rank == "full" else min(rank, len(s))
+        product = Factors((left @ u[:, :kept]) * s[:kept], vh[:kept] @ right.T)
+        return product, energy, float(s[:kept].square().sum())
     energy = float(delta.square().sum())
     largest = min(delta.shape)
     wanted = largest if rank == "full" else min(rank, largest)
@@ -230,11 +250,21 @@ def _factor(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(delta, q=min(wanted + 8, largest), niter=4)
-        u, s, vh = u[:, :wanted], s[:wanted], v.T[:wanted]
+        product = Factors(u[:, :wanted] * s[:wanted], v.T[:wanted])
+    elif delta.shape[0] >= delta.shape[1]:
+        product = _projected(delta, wanted)
     else:
-        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
-        u, s, vh = u[:, :wanted], s[:wanted], vh[:wanted]
-    return Factors(u * s, vh), energy, min(energy, float(s.square().sum()))
+        up, down = _projected(delta.T, wanted)
+        scale = up.norm(dim=0)
+        product = Factors(down.T * scale, (up / scale.clamp_min(1e-30)).T)
+    return product, energy, min(energy, float(product.up.square().sum()))
+
+
+def _projected(delta: torch.Tensor, rank: int) -> Factors:
+    """τ V_r and V_rᵀ, V_r the leading eigenvectors of τᵀτ."""
+    exact = delta.double()
+    vectors = torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1)[:, :rank]
+    return Factors((exact @ vectors).float(), vectors.T.float())
 
 
 def _write(path: Path, factors: dict[str, Factors], retained: dict[str, float]) -> None:

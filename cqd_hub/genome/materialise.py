@@ -5,17 +5,19 @@ Always from the pristine base, never incrementally, so that nothing accumulates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.experts import FullExpert
 from cqd_hub.genome.genome import Genome
-from cqd_hub.genome.layout import Segment
+from cqd_hub.genome.operators import child_core
+from cqd_hub.genome.scales import Scales
 from cqd_hub.randomness import generator
+
+_BLOCK = 1 << 20  # elements worked on at a time on a CPU: 4 MB of fp32 stay in its cache
 
 
 def normal(seed: int, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -24,113 +26,153 @@ def normal(seed: int, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
-class _Stack(NamedTuple):
-    """All experts' factors of one slot side by side, and where their coefficients lie."""
+class _Product(NamedTuple):
+    """A low-rank term of one slot: left @ right."""
 
-    up: torch.Tensor
-    down: torch.Tensor
-    scale_index: torch.Tensor
-    tail_index: torch.Tensor  # the tail coefficient subtracted from each scale
-    tail_mask: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
 
 
 class Materialiser:
     """Rebuilds individuals of one basis on one device.
 
+    Weights asked for in fp32 are computed in fp32 throughout. For bfloat16 weights the sums are
+    fp32, but the low-rank product is multiplied in bfloat16 where the hardware can: its error is
+    2⁻⁸ of a part of the task vector, below what rounding the weight itself costs (2⁻⁸ of W).
+
     Args:
         basis: What the genomes' coefficients scale.
-        device: Where the pristine base, factors and tails are kept.
+        device: Where the pristine base, the factors and the full fine-tunes are kept.
     """
 
     def __init__(self, basis: Basis, *, device: torch.device | str = "cpu") -> None:
         self.basis, self.device = basis, torch.device(device)
-        checkpoint = basis.base.checkpoint
-        self._base = {name: checkpoint.tensor(name, self.device) for name in basis.base.names}
-        self._stacks = {
-            index: self._stack(index)
-            for index in range(len(basis.layout.slots))
-            if any(basis.layout.ranks[index])
-        }
+        base = basis.base
+        self._base = {name: base.checkpoint.tensor(name, self.device) for name in base.names}
+        self._scales = Scales(basis)
         # (1 - Σt)·W0 + Σ t·W_e is W0 + Σ t·τ_e, exact in fp32 from half-precision experts.
-        self._tails = {
-            (index, segment.expert): self._expert_weight(segment)
-            for index, row in enumerate(basis.layout.segments)
-            for segment in row
-            if segment.tail
+        self._experts = {
+            (index, expert): basis.expert_weight(index, expert).to(self.device)
+            for index, expert in self._scales.dense
         }
-
-    def _expert_weight(self, segment: Segment) -> torch.Tensor:
-        expert = self.basis.experts[segment.expert]
-        assert isinstance(expert, FullExpert)
-        return expert.weight(self.basis.layout.slots[segment.slot].name).to(self.device)
-
-    def _stack(self, index: int) -> _Stack:
-        name = self.basis.layout.slots[index].name
-        segments = [s for s in self.basis.layout.segments[index] if s.rank]
-        factors = [self.basis.factors[s.expert][name] for s in segments]
-        scale = [np.arange(s.start, s.start + s.rank) for s in segments]
-        tail = [np.full(s.rank, s.start + s.rank if s.tail else 0) for s in segments]
-        mask = [np.full(s.rank, s.tail, dtype=np.float32) for s in segments]
-        return _Stack(
-            torch.cat([f.up for f in factors], 1).to(self.device),
-            torch.cat([f.down for f in factors], 0).to(self.device),
-            *(
-                torch.from_numpy(np.concatenate(part)).to(self.device)
-                for part in (scale, tail, mask)
-            ),
-        )
-
-    def weight(self, genome: Genome, slot: int) -> torch.Tensor:
-        """One tensor of the individual, fp32."""
-        return self._weight(self._coefficients(genome), genome, slot)
-
-    def _coefficients(self, genome: Genome) -> torch.Tensor:
-        if genome.basis != self.basis.hash:
-            raise ValueError(f"genome of basis {genome.basis[:12]}, not {self.basis.hash[:12]}")
-        return torch.from_numpy(genome.coefficients).to(self.device)
-
-    def _weight(self, coefficients: torch.Tensor, genome: Genome, index: int) -> torch.Tensor:
-        layout = self.basis.layout
-        slot = layout.slots[index]
-        result = self._base[slot.name].float()
-        tails = [
-            (float(genome.coefficients[segment.stop - 1]), segment.expert)
-            for segment in layout.segments[index]
-            if segment.tail and genome.coefficients[segment.stop - 1] != 0
-        ]
-        if tails:
-            result = result * (1.0 - sum(t for t, _ in tails))
-            for t, expert in tails:
-                result.add_(self._tails[index, expert].float(), alpha=t)
-        if stack := self._stacks.get(index):
-            scales = (
-                coefficients[stack.scale_index] - coefficients[stack.tail_index] * stack.tail_mask
-            )
-            if scales.any():
-                result = torch.addmm(result, stack.up * scales, stack.down)
-        if slot.name in genome.cores:
-            frame = self.basis.frame(slot.name)
-            core = torch.from_numpy(genome.cores[slot.name])
-            result = result + (frame.left @ core @ frame.right.T).to(self.device)
-        for seed, spread in genome.noise.items():
-            if spread[index]:
-                draws = normal(seed, index, slot.shape).to(self.device)
-                result = result + draws * float(spread[index])
-        return result
+        self._stacks: dict[tuple[int, torch.dtype], _Product] = {}
+        self._frames: dict[tuple[int, torch.dtype], _Product] = {}
+        self._scratch = torch.empty(0, device=self.device)
 
     @torch.no_grad()
     def write(self, genome: Genome, parameters: Mapping[str, torch.Tensor]) -> None:
         """Overwrite *parameters* (by slot name, any dtype, on this device) with the individual."""
-        coefficients = self._coefficients(genome)
+        shared, own = self._split(genome)
         for index, slot in enumerate(self.basis.layout.slots):
-            parameters[slot.name].copy_(self._weight(coefficients, genome, index))
+            self._write(parameters[slot.name], genome, index, shared, own)
 
+    @torch.no_grad()
     def state(self, genome: Genome, *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """The individual as new tensors, in *dtype* or in each base tensor's own."""
-        coefficients = self._coefficients(genome)
-        return {
-            slot.name: self._weight(coefficients, genome, index).to(
-                dtype or self._base[slot.name].dtype
-            )
-            for index, slot in enumerate(self.basis.layout.slots)
+        names = (slot.name for slot in self.basis.layout.slots)
+        result = {
+            name: torch.empty_like(self._base[name], dtype=dtype or self._base[name].dtype)
+            for name in names
         }
+        self.write(genome, result)
+        return result
+
+    @torch.no_grad()
+    def weight(
+        self, genome: Genome, slot: int, *, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """One tensor of the individual."""
+        out = torch.empty_like(self._base[self.basis.layout.slots[slot].name], dtype=dtype)
+        self._write(out, genome, slot, *self._split(genome))
+        return out
+
+    def _split(self, genome: Genome) -> tuple[np.ndarray, np.ndarray]:
+        if genome.basis != self.basis.hash:
+            raise ValueError(f"genome of basis {genome.basis[:12]}, not {self.basis.hash[:12]}")
+        return self._scales.split(genome)
+
+    def _write(
+        self,
+        out: torch.Tensor,
+        genome: Genome,
+        index: int,
+        shared: np.ndarray,
+        own: np.ndarray,
+    ) -> None:
+        """Write W0 + Σ shared·τ + left @ right + noise into *out*, block by block."""
+        slot = self.basis.layout.slots[index]
+        base = self._base[slot.name]
+        whole = [
+            (float(t), self._experts[index, expert])
+            for expert, t in enumerate(shared[index])
+            if t != 0
+        ]
+        product = self._product(genome, index, own, self._factor_dtype(out.dtype))
+        noise = [
+            (float(spread[index]), normal(seed, index, slot.shape).to(self.device))
+            for seed, spread in genome.noise.items()
+            if spread[index]
+        ]
+        for rows in self._blocks(base):
+            work = out[rows] if out.dtype == torch.float32 else self._buffer(base[rows])
+            work.copy_(base[rows])
+            if whole:
+                work.mul_(1.0 - sum(t for t, _ in whole))
+            for t, weight in whole + noise:
+                work.add_(weight[rows], alpha=t)
+            if product is not None:
+                left, right = product.left[rows], product.right
+                if left.dtype == torch.float32:
+                    work.addmm_(left, right)
+                else:
+                    work.add_(left @ right)
+            if work.dtype != out.dtype:
+                out[rows].copy_(work)
+
+    def _product(
+        self, genome: Genome, index: int, own: np.ndarray, dtype: torch.dtype
+    ) -> _Product | None:
+        name = self.basis.layout.slots[index].name
+        if name in genome.cores:
+            if (index, dtype) not in self._frames:
+                frame = self.basis.frame(name)
+                self._frames[index, dtype] = self._moved(frame.left, frame.right.T, dtype)
+            left, right = self._frames[index, dtype]
+            core = torch.from_numpy(child_core(genome, self.basis, index)).to(right)
+            return _Product(left, core @ right)
+        scales = own[self._scales.stack[index]]
+        used = np.flatnonzero(scales)
+        if not len(used):
+            return None
+        if (index, dtype) not in self._stacks:
+            factors = [f[name] for f in self.basis.factors if name in f]
+            self._stacks[index, dtype] = self._moved(
+                torch.cat([f.up for f in factors], 1), torch.cat([f.down for f in factors]), dtype
+            )
+        left, right = self._stacks[index, dtype]
+        part = slice(used[0], used[-1] + 1)
+        left, right = left[:, part], right[part]
+        step = torch.from_numpy(scales[part]).to(right)
+        if len(left) < right.shape[1]:
+            return _Product(left * step, right)
+        return _Product(left, right * step[:, None])
+
+    def _moved(self, left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> _Product:
+        return _Product(left.to(self.device, dtype), right.contiguous().to(self.device, dtype))
+
+    def _factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        fast = self.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if dtype == torch.bfloat16 and fast else torch.float32
+
+    def _blocks(self, weight: torch.Tensor) -> Iterator[slice]:
+        rows = len(weight)
+        step = rows
+        if self.device.type == "cpu" and weight.ndim > 1:
+            step = max(1, _BLOCK // weight.shape[1])
+        for start in range(0, rows, step):
+            yield slice(start, start + step)
+
+    def _buffer(self, like: torch.Tensor) -> torch.Tensor:
+        if self._scratch.numel() < like.numel():
+            self._scratch = torch.empty(like.numel(), device=self.device)
+        return self._scratch[: like.numel()].view(like.shape)

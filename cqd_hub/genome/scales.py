@@ -1,0 +1,69 @@
+"""A genome's coefficients split into what scales a whole task vector and what is left over."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cqd_hub.genome.basis import Basis
+from cqd_hub.genome.experts import FullExpert
+from cqd_hub.genome.genome import Genome
+
+
+class Scales:
+    """Splits Σ_i g_i u_i s_i v_iᵀ (+ t · tail) into t·τ + Σ_i (g_i - t) u_i s_i v_iᵀ.
+
+    Where the full fine-tune is at hand and its factors (with the tail, if it has one) sum to its
+    task vector, t·τ is read from its weights: nothing is multiplied for directions that share
+    one scale, and little magnitude is left in the product for the others. t is the tail's
+    scale, or without a tail the middle of the scales' range.
+
+    Attributes:
+        dense: The (slot, expert) pairs that are read from weights.
+        stack: Per slot, the positions of all experts' scales in the coefficient vector.
+    """
+
+    def __init__(self, basis: Basis) -> None:
+        layout = basis.layout
+        segments = [
+            segment for row in layout.segments for segment in row if segment.stop > segment.start
+        ]
+        self._starts = np.array([segment.start for segment in segments])
+        self._last = np.array([segment.stop - 1 for segment in segments])
+        self._tailed = np.array([segment.tail for segment in segments])
+        self._dense = np.array(
+            [
+                segment.tail
+                or (
+                    isinstance(basis.experts[segment.expert], FullExpert)
+                    and segment.rank == min(layout.slots[segment.slot].shape)
+                )
+                for segment in segments
+            ]
+        )
+        self._place = tuple(np.array([(s.slot, s.expert) for s in segments]).T)
+        self._lengths = np.array([segment.stop - segment.start for segment in segments])
+        self._shape = (len(layout.slots), len(layout.experts))
+        self._cores = {slot.name: index for index, slot in enumerate(layout.slots)}
+        self.dense = [
+            (segment.slot, segment.expert)
+            for segment, dense in zip(segments, self._dense, strict=True)
+            if dense
+        ]
+        self.stack = [
+            np.concatenate([np.arange(s.start, s.start + s.rank) for s in row])
+            for row in layout.segments
+        ]
+
+    def split(self, genome: Genome) -> tuple[np.ndarray, np.ndarray]:
+        """Return t ``[slots, experts]`` and g - t ``[layout.size]`` (0 at the tails).
+
+        In a slot with a core t is 0: the core's frame carries all of the slot.
+        """
+        g = genome.coefficients.astype(np.float64)
+        middle = (np.minimum.reduceat(g, self._starts) + np.maximum.reduceat(g, self._starts)) / 2
+        t = np.where(self._dense, np.where(self._tailed, g[self._last], middle), 0.0)
+        shared = np.zeros(self._shape)
+        shared[self._place] = t
+        cored = [self._cores[name] for name in genome.cores]
+        shared[cored] = 0.0
+        return shared, (g - np.repeat(t, self._lengths)).astype(np.float32)
