@@ -52,6 +52,7 @@ def mean_interval(scores: np.ndarray, confidence: float = 0.95) -> Interval:
     z = _normal_quantile(confidence)
     variance = float(scores.var(ddof=1)) / n if n > 1 else 0.0
     binary = bool(np.all((scores == 0) | (scores == 1)))
+    # Equal scores can have a variance of rounding noise, unequal ones a variance that underflows.
     if binary or scores.min() == scores.max() or variance == 0:
         return Interval(mean, *_wilson(mean, n, z), n)
     effective = mean * (1 - mean) / variance

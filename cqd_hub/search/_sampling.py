@@ -107,10 +107,9 @@ def _draw(
         if len(chosen) % len(weights) == 0:
             left = weights.copy()
         total = np.cumsum(left)
+        # A draw is at most 1 - 2^-53, so the product stays below the total even when rounded, and
+        # `right` skips those without weight.
         index = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
-        # The product can round up to the total itself, which lies past the last elite.
-        if index == len(left):
-            index = int(np.flatnonzero(left)[-1])
         left[index] = 0.0
         chosen.append(int(elites.individuals[index]))
     return tuple(chosen)

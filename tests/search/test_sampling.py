@@ -79,7 +79,7 @@ class LastDraw:
         return 1 - 2**-53
 
 
-def test_a_draw_that_rounds_to_the_total_stays_among_the_elites() -> None:
+def test_the_largest_draw_takes_the_last_elite_with_weight() -> None:
     for n in range(1, 60):
         elites = Elites(np.arange(n), np.random.default_rng(n).random((n, 3)))
         for sampling in (EliteSampling(), RandomSampling()):
