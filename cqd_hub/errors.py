@@ -30,4 +30,4 @@ class UserError(CqdHubError):
 
 
 class RunError(CqdHubError):
-    """A run-time failure: disk full, sandbox broken, worker lost. Exit code 1; the run can resume."""
+    """A run-time failure: disk full, sandbox broken. Exit code 1; the run can resume."""

@@ -13,7 +13,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "search": {
             "children": 1200,
             "children_per_step": 1,
-            "archive": {"kind": "grid", "bins": 15, "bounds": "experts"},
+            "archive": {"kind": "grid", "bins": 15, "bounds": "experts", "clip": False},
             "sampling": {"kind": "elite", "low": 0.5, "high": 0.8},
         },
         "variation": {

@@ -61,6 +61,7 @@ class GridArchive(Strict):
         description="'experts': 85 % of the weakest to 115 % of the strongest expert, per skill; "
         "or skill: [low, high]",
     )
+    clip: bool = Field(default=True, description="no cells above a score of 1 (the paper's has)")
 
 
 class NoveltyArchive(Strict):

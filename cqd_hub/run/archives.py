@@ -48,7 +48,7 @@ def make_cycle(recipe: Recipe, expert_scores: Sequence[Mapping[str, float]]) -> 
             bounds = np.array([settings.bounds[skill] for skill in recipe.skills])
         else:
             table = np.array([vector(scores, recipe) for scores in expert_scores])
-            bounds = derive_bounds(table, clip=recipe.preset != "paper")
+            bounds = derive_bounds(table, clip=settings.clip)
         archives = [GridArchive(skill=k, bounds=bounds, bins=settings.bins) for k in range(count)]
     else:
         archives = [

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cqd_hub.errors import RunError, UserError
+from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.files import write_atomic
 from cqd_hub.recipe import Split
 
@@ -73,22 +74,6 @@ class Individual:
     generation: int | None = None
     lineage: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One answer of one individual to one sample, and its score (0..1, higher is better)."""
-
-    skill: str
-    split: Split
-    sample: str
-    score: float
-    text: str
-    tokens: tuple[int, ...] = ()
-    finish: str = ""
-    repeat: int = 0
-    path: str = ""
-    note: str = ""
 
 
 class Journal:
@@ -202,7 +187,13 @@ class Journal:
         )
         return [
             Measurement(
-                skill, split, sample, score, text, tuple(np.frombuffer(tokens, "<u4").tolist()), *rest
+                skill,
+                split,
+                sample,
+                score,
+                text,
+                tuple(np.frombuffer(tokens, "<u4").tolist()),
+                *rest,
             )
             for skill, _, sample, score, text, tokens, *rest in rows
         ]
@@ -219,6 +210,11 @@ class Journal:
         for individual, skill, score in rows:
             result.setdefault(individual, {})[skill] = score
         return result
+
+    def scores_of(self, individual: int, split: Split) -> dict[str, float]:
+        """Skill → mean score of one individual on one split."""
+        samples = self.sample_scores(individual, split)
+        return {skill: sum(row.values()) / len(row) for skill, row in samples.items()}
 
     def sample_scores(self, individual: int, split: Split) -> dict[str, dict[str, float]]:
         """Skill → sample → score (repeats averaged) of one individual on one split."""

@@ -1,0 +1,1 @@
+"""Scores for individuals: engines, lm-eval tasks, sandboxes. Knows no archive."""

@@ -1,0 +1,168 @@
+"""Batched decoding of one resident model: pure torch, no queue, no individuals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from cqd_hub.evaluation.engine._interface import Generate, LogLikelihood, Reply
+
+
+class StopWords:
+    """Strings that end an answer, found without decoding every row at every step.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        words: The stop strings; empty ones are ignored.
+    """
+
+    def __init__(self, tokenizer: Any, words: Sequence[str]) -> None:
+        self._decode, self._words = tokenizer.decode, [word for word in words if word]
+        # A token is at least one byte, so the newest stop lies within this many tokens.
+        self._window = max((len(word.encode()) for word in self._words), default=0) + 4
+        self._last = {word[-1] for word in self._words} | {"\ufffd"}
+        self._may_end: dict[int, bool] = {}
+
+    def found(self, tokens: Sequence[int]) -> bool:
+        """Whether the last token has just completed a stop string."""
+        if not self._words:
+            return False
+        newest = tokens[-1]
+        if newest not in self._may_end:
+            text = self._decode([newest], skip_special_tokens=False)
+            self._may_end[newest] = any(letter in text for letter in self._last)
+        if not self._may_end[newest]:
+            return False
+        tail = self._decode(tokens[-self._window :], skip_special_tokens=False)
+        return any(word in tail for word in self._words)
+
+    def cut(self, tokens: Sequence[int]) -> str:
+        """The text before the first stop string, without special tokens."""
+        text = self._decode(tokens, skip_special_tokens=True)
+        ends = [text.index(word) for word in self._words if word in text]
+        return text[: min(ends)] if ends else text
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel, tokenizer: Any, requests: Sequence[Generate], end: frozenset[int]
+) -> list[Reply]:
+    """Decode a batch, left-padded, dropping rows as they finish.
+
+    Args:
+        model: Any causal LM of transformers with a key-value cache.
+        tokenizer: Its tokenizer.
+        requests: The batch.
+        end: Token ids that end an answer.
+
+    Returns:
+        One reply per request, in order.
+    """
+    device = model.device
+    longest = max(len(request.prompt) for request in requests)
+    padding = tokenizer.pad_token_id or 0
+    ids = torch.full((len(requests), longest), padding, dtype=torch.long)
+    mask = torch.zeros((len(requests), longest), dtype=torch.long)
+    for row, request in enumerate(requests):
+        ids[row, longest - len(request.prompt) :] = torch.tensor(request.prompt)
+        mask[row, longest - len(request.prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    stops = {words: StopWords(tokenizer, words) for words in {r.stop for r in requests}}
+    watch = [stops[request.stop] for request in requests]
+    draws = [_draws(request) for request in requests]
+    tokens: list[list[int]] = [[] for _ in requests]
+    finish = ["length"] * len(requests)
+    rows = list(range(len(requests)))  # rows still in the batch
+    live = [request.max_new_tokens > 0 for request in requests]
+    cache = DynamicCache(config=model.config)
+    while any(live[row] for row in rows):
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        chosen = _choose(
+            output.logits[:, -1], [requests[row] for row in rows], [draws[r] for r in rows]
+        )
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            if not live[row]:
+                continue
+            tokens[row].append(token)
+            if token in end or watch[row].found(tokens[row]):
+                finish[row], live[row] = "stop", False
+            elif len(tokens[row]) == requests[row].max_new_tokens:
+                live[row] = False
+        kept = [place for place, row in enumerate(rows) if live[row]]
+        if len(kept) <= 0.75 * len(rows) and kept:
+            index = torch.tensor(kept, device=device)
+            cache.batch_select_indices(index)
+            rows = [rows[place] for place in kept]
+            chosen, mask, positions = chosen[index], mask[index], positions[index]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        positions = positions[:, -1:] + 1
+    return [
+        Reply(
+            text=watch[row].cut(_without_end(tokens[row], end)),
+            tokens=tuple(tokens[row]),
+            finish=finish[row],
+        )
+        for row in range(len(requests))
+    ]
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: PreTrainedModel, tokenizer: Any, requests: Sequence[LogLikelihood]
+) -> list[Reply]:
+    """Score a batch of continuations, right-padded (causal attention never sees the padding)."""
+    device, padding = model.device, tokenizer.pad_token_id or 0
+    rows = [request.prompt + request.continuation for request in requests]
+    longest = max(len(row) for row in rows) - 1
+    ids = torch.tensor(
+        [list(row[:-1]) + [padding] * (longest - len(row) + 1) for row in rows], device=device
+    )
+    mask = torch.tensor(
+        [[1] * (len(row) - 1) + [0] * (longest - len(row) + 1) for row in rows], device=device
+    )
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    replies = []
+    for row, request in enumerate(requests):
+        start, stop = len(request.prompt) - 1, len(rows[row]) - 1
+        target = torch.tensor(request.continuation, device=device)
+        log_probs = logits[row, start:stop].float().log_softmax(-1)
+        picked = log_probs.gather(1, target[:, None]).sum()
+        greedy = bool((log_probs.argmax(-1) == target).all())
+        replies.append(Reply(finish="scored", log_likelihood=float(picked), greedy=greedy))
+    return replies
+
+
+def _without_end(tokens: list[int], end: frozenset[int]) -> list[int]:
+    return tokens[:-1] if tokens and tokens[-1] in end else tokens
+
+
+def _draws(request: Generate) -> torch.Generator | None:
+    return torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
+
+
+def _choose(
+    logits: torch.Tensor, requests: Sequence[Generate], draws: Sequence[torch.Generator | None]
+) -> torch.Tensor:
+    """Greedy where the temperature is 0; else one draw from the row's own generator."""
+    chosen = logits.argmax(-1)
+    for row, (request, generator) in enumerate(zip(requests, draws, strict=True)):
+        if generator is not None:
+            odds = (logits[row].float() / request.temperature).softmax(-1).cpu()
+            if request.top_p < 1:
+                ordered, order = odds.sort(descending=True)
+                ordered[ordered.cumsum(0) - ordered >= request.top_p] = 0
+                odds = torch.zeros_like(odds).scatter(0, order, ordered)
+            chosen[row] = torch.multinomial(odds, 1, generator=generator).to(chosen.device)[0]
+    return chosen

@@ -1,0 +1,90 @@
+"""What an engine takes and gives. No torch here."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from cqd_hub.genome import Genome
+
+
+class Candidate(NamedTuple):
+    """The individual that is to answer."""
+
+    id: int
+    genome: Genome
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a prompt.
+
+    Args:
+        prompt: Token ids.
+        max_new_tokens: Limit on the answer.
+        stop: Strings that end the answer and are cut from it.
+        temperature: 0 is greedy.
+        top_p: Nucleus; only with a temperature.
+        seed: Of the draws; the same request gives the same answer.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Score *continuation* (token ids) after *prompt* (token ids, at least one)."""
+
+    prompt: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+Request = Generate | LogLikelihood
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back.
+
+    Args:
+        text: Generated text before the stop string.
+        tokens: Generated token ids, the stop included.
+        finish: ``"stop"``, ``"length"``, or ``"scored"`` for a log-likelihood.
+        log_likelihood: Sum over the continuation, in nats.
+        greedy: Whether the continuation is what greedy decoding would give.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    finish: str = ""
+    log_likelihood: float = 0.0
+    greedy: bool = False
+
+
+class Engine(Protocol):
+    """Model in, text out. Open with ``async with``."""
+
+    @property
+    def path(self) -> str:
+        """How scores are made: engine, dtype and device. Recorded with each score."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer whose ids requests are made of."""
+        ...
+
+    def submit(self, candidate: Candidate, request: Request) -> asyncio.Future[Reply]:
+        """Queue a request; results come as they finish, in no particular order.
+
+        Raises (from the future):
+            UserError: The request does not fit the model's context.
+        """
+        ...

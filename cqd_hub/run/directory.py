@@ -1,0 +1,138 @@
+"""The run directory: who may write it, and what its manifest promises."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cqd_hub.errors import RunError, UserError
+from cqd_hub.files import write_atomic
+from cqd_hub.recipe import Recipe
+
+# What a resumed run may change: its budget and what does not touch a score.
+_FREE = {"recipe.search.children", "recipe.evaluation.sandbox_workers"}
+# Differences that are recorded instead of refused.
+_RECORDED = {"versions", "created", "sessions", "folder"}
+
+
+@contextmanager
+def open_directory(folder: Path) -> Iterator[None]:
+    """Make *folder* and hold it alone while the block runs.
+
+    Raises:
+        UserError: It cannot be made or written, holds something else, or another process has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = [p.name for p in folder.iterdir() if p.name not in ("manifest.json", "lock")]
+        if foreign and not (folder / "manifest.json").exists():
+            raise UserError(
+                f"is no run directory and not empty (it holds {sorted(foreign)[0]})",
+                where=str(folder),
+                remedy="choose another with --out",
+            )
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}", where=str(folder), remedy="choose another --out"
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip()
+            raise UserError(
+                f"is in use by process {holder or 'unknown'}",
+                where=str(folder),
+                remedy="wait for it or stop it; `cqd-hub report` may read meanwhile",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest, or None where no run has begun.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    path = folder / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise RunError(f"is damaged: {error}", where=str(path)) from None
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe a run was made with.
+
+    Raises:
+        UserError: *folder* is no run directory.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(
+            "is no run directory", where=str(folder), remedy="name one made by `cqd-hub evolve`"
+        )
+    return Recipe.model_validate(manifest["recipe"])
+
+
+def agree(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Write the manifest of a new run, or check it against the run that is there.
+
+    Returns:
+        What is recorded as different (library versions, say), one line each.
+
+    Raises:
+        UserError: Recipe, models, tasks or evaluation differ from the run's.
+    """
+    path = folder / "manifest.json"
+    old = read_manifest(folder)
+    if old is None:
+        write_atomic(path, _dump(manifest | {"sessions": [manifest["versions"]]}))
+        return []
+    refused = [
+        line
+        for key, line in _differences(old, manifest)
+        if key not in _FREE and key.split(".")[0] not in _RECORDED
+    ]
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise UserError(
+            f"holds a run with {refused[0]}{more}",
+            where=str(folder),
+            remedy="restore what it was made with, or choose another --out",
+        )
+    recorded = [line for key, line in _differences(old["sessions"][-1], manifest["versions"])]
+    sessions = old["sessions"] + ([manifest["versions"]] if recorded else [])
+    kept = {**manifest, "versions": old["versions"], "created": old["created"]}
+    write_atomic(path, _dump({**kept, "sessions": sessions}))
+    return recorded
+
+
+def _dump(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, 'key: old, now new') of every leaf that differs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in [*old, *(name for name in new if name not in old)]:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+    elif old != new:
+        yield key, f"{key} {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 48 else f"{text[:24]}…{text[-12:]}"

@@ -1,0 +1,271 @@
+"""The main job: recipe to journal. Killed at any instant, it resumes with the same call."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cqd_hub.errors import UserError
+from cqd_hub.evaluation.engine import Candidate
+from cqd_hub.genome import Genome
+from cqd_hub.recipe import Recipe
+from cqd_hub.run.archives import expert_scores, make_cycle, replay, vector
+from cqd_hub.run.directory import agree, open_directory
+from cqd_hub.run.finish import finish
+from cqd_hub.run.journal import Individual, Journal, Role
+from cqd_hub.run.log import Logged
+from cqd_hub.run.progress import Observer, Pace, Progress, Silent, Stopped, best_average
+from cqd_hub.run.space import check_space
+from cqd_hub.run.variation import make_child
+from cqd_hub.run.workbench import Workbench, open_workbench
+from cqd_hub.search import Cycle, Proposal, skill_experts
+
+BASE = -1  # the base's id; experts are 0 … E-1, children follow
+_REMEMBERED = 64  # parents' genomes kept in memory
+_IN_FLIGHT = 2  # the engine works on one child while the sandbox finishes another
+
+
+async def evolve(
+    recipe: Recipe, recipe_folder: Path, out: Path, observer: Observer | None = None
+) -> None:
+    """Run a recipe into the run directory *out*, or carry on with the run that is there.
+
+    Args:
+        recipe: What to do.
+        recipe_folder: Where the recipe's relative paths start.
+        out: The run directory.
+        observer: Told what happens.
+
+    Raises:
+        UserError: Bad input; nothing was written.
+        RunError: Disk, sandbox or another process; what was evaluated is kept.
+        Stopped: Interrupted; what was evaluated is kept.
+    """
+    observer = observer or Silent()
+    observer.phase("opening")
+    async with open_workbench(recipe, recipe_folder, note=observer.note) as bench:
+        with open_directory(out):
+            check_space(out, bench)
+            observer = Logged(observer, out)
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            manifest = {**bench.manifest(), "folder": str(recipe_folder), "created": created}
+            for line in agree(out, manifest):
+                observer.note(f"differs from the last session: {line}")
+            journal = Journal(out, create=True)
+            try:
+                with _stop_on_interrupt(observer) as stop:
+                    await _Run(bench, journal, out, observer, stop).go()
+            finally:
+                journal.close()
+
+
+class _Run:
+    def __init__(
+        self,
+        bench: Workbench,
+        journal: Journal,
+        folder: Path,
+        observer: Observer,
+        stop: asyncio.Event,
+    ) -> None:
+        self._bench, self._journal, self._folder = bench, journal, folder
+        self._observer, self._stop = observer, stop
+        self._recipe, self._basis = bench.recipe, bench.basis
+        self._pace = Pace()
+        self._genomes: dict[int, Genome] = {}
+        self._spent: dict[str, float] = {}
+
+    async def go(self) -> None:
+        for skill, sample, text, score, note in self._journal.verdicts():
+            self._bench.evaluator.verdicts.remember(skill, sample, text, score, note)
+        await self._experts()
+        cycle = self._cycle()
+        await self._children(cycle)
+        await finish(self._bench, self._journal, cycle, self._folder, self._observer, self._stop)
+
+    async def _experts(self) -> None:
+        """Evaluate base and experts, and offer the experts to every archive."""
+        self._observer.phase("experts")
+        layout, hash_ = self._basis.layout, self._basis.hash
+        known = self._journal.ids()
+        if BASE not in known:
+            base = Genome.of_base(hash_, layout)
+            await self._evaluate(BASE, Role.BASE, "base", base)
+        for number, name in enumerate(self._recipe.experts):
+            self._leave_if_asked()
+            if number not in known:
+                genome = Genome.of_expert(hash_, layout, number)
+                await self._evaluate(number, Role.EXPERT, name, genome)
+        if not self._journal.told():
+            for skill in self._recipe.skills:
+                if not any(scores[skill] for scores in expert_scores(self._journal)):
+                    raise UserError(
+                        "every expert scores 0 on the optimisation samples",
+                        where=f"skills.{skill}",
+                        remedy="check the task's prompt and metric, or add an abler expert",
+                    )
+            self._journal.tell(range(len(self._recipe.experts)))
+
+    def _cycle(self) -> Cycle:
+        scores = expert_scores(self._journal)
+        cycle = make_cycle(self._recipe, scores)
+        for _ in replay(cycle, self._recipe, self._journal):
+            pass
+        table = [vector(row, self._recipe) for row in scores]
+        self._skill_expert = skill_experts(np.array(table))
+        return cycle
+
+    async def _children(self, cycle: Cycle) -> None:
+        self._observer.phase("children")
+        step, experts = self._recipe.search.children_per_step, len(self._recipe.experts)
+        done = (len(self._journal.told()) - experts) // step
+        for generation in range(done, -(-self._recipe.search.children // step)):
+            proposals = cycle.ask(generation, step, experts + generation * step)
+            known = self._journal.ids()
+            gate = asyncio.Semaphore(_IN_FLIGHT)
+            outcomes = await asyncio.gather(
+                *(
+                    self._child(proposal, gate, cycle)
+                    for proposal in proposals
+                    if proposal.individual not in known
+                ),
+                return_exceptions=True,
+            )
+            for error in sorted(
+                (outcome for outcome in outcomes if isinstance(outcome, BaseException)),
+                key=lambda error: isinstance(error, Stopped),
+            ):
+                raise error
+            self._journal.tell([proposal.individual for proposal in proposals])
+            scores = self._journal.scores("optimisation")
+            for proposal in proposals:
+                number = proposal.individual
+                cycle.tell(number, vector(scores[number], self._recipe))
+
+    async def _child(self, proposal: Proposal, gate: asyncio.Semaphore, cycle: Cycle) -> None:
+        async with gate:
+            self._leave_if_asked()
+            mother, father = (self._genome(parent) for parent in proposal.parents)
+            genome, lineage = make_child(
+                proposal,
+                (mother, father),
+                variation=self._recipe.variation,
+                basis=self._basis,
+                expert=self._skill_expert[proposal.skill],
+                seed=self._recipe.seed,
+            )
+            skill = list(self._recipe.skills)[proposal.skill]
+            expert = list(self._recipe.experts)[self._skill_expert[proposal.skill]]
+            await self._evaluate(
+                proposal.individual,
+                Role.CHILD,
+                f"child {proposal.individual}",
+                genome,
+                generation=proposal.generation,
+                lineage={"skill": skill, "expert": expert, **lineage},
+            )
+            self._tell_progress(proposal, skill, cycle)
+
+    async def _evaluate(
+        self,
+        number: int,
+        role: Role,
+        name: str,
+        genome: Genome,
+        *,
+        generation: int | None = None,
+        lineage: dict[str, Any] | None = None,
+    ) -> None:
+        evaluation = await self._bench.evaluator.evaluate(Candidate(number, genome), "optimisation")
+        self._journal.add(
+            Individual(
+                id=number,
+                role=role,
+                name=name,
+                genome=genome.to_bytes(),
+                genome_hash=genome.hash,
+                generation=generation,
+                lineage=lineage or {},
+                seconds={"total": evaluation.seconds, **self._spent_since()},
+            ),
+            evaluation.measurements,
+        )
+
+    def _genome(self, number: int) -> Genome:
+        if number not in self._genomes:
+            self._genomes[number] = Genome.from_bytes(self._journal.individual(number).genome)
+            while len(self._genomes) > _REMEMBERED:
+                del self._genomes[next(iter(self._genomes))]
+        return self._genomes[number]
+
+    def _spent_since(self) -> dict[str, float]:
+        """Seconds of materialising, generating and executing since the last call."""
+        evaluator = self._bench.evaluator
+        now = {**self._bench.engine.seconds, "execute": evaluator.execute_seconds}
+        spent = {key: value - self._spent.get(key, 0.0) for key, value in now.items()}
+        self._spent = now
+        return spent
+
+    def _leave_if_asked(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+    def _tell_progress(self, proposal: Proposal, skill: str, cycle: Cycle) -> None:
+        self._pace.tick(time.monotonic())
+        evaluator = self._bench.evaluator
+        made = proposal.individual - len(self._recipe.experts) + 1
+        pace, total = self._pace.per_minute(), self._recipe.search.children
+        answers = evaluator.executed + evaluator.verdicts.reused
+        summaries = [archive.summary for archive in cycle.archives]
+        self._observer.progress(
+            Progress(
+                children=made,
+                total=max(total, made),
+                skill=skill,
+                best={
+                    name: summary.best or 0.0
+                    for name, summary in zip(self._recipe.skills, summaries, strict=True)
+                },
+                average=best_average(cycle),
+                coverage=sum(summary.coverage for summary in summaries) / len(summaries),
+                qd_score=sum(summary.qd_score for summary in summaries),
+                per_minute=pace,
+                eta_seconds=60 * max(total - made, 0) / pace if pace else None,
+                reused=evaluator.verdicts.reused / answers if answers else 0.0,
+            )
+        )
+
+
+@contextmanager
+def _stop_on_interrupt(observer: Observer) -> Iterator[asyncio.Event]:
+    """First SIGINT or SIGTERM: finish the child in flight. Second: at once."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    task = asyncio.current_task()
+
+    def ask() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        else:
+            observer.note("stopping after the child in flight; once more to stop at once")
+            stop.set()
+
+    caught = []
+    for name in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(name, ask)
+            caught.append(name)
+        except (NotImplementedError, RuntimeError, ValueError):  # not in the main thread
+            pass
+    try:
+        yield stop
+    finally:
+        for name in caught:
+            loop.remove_signal_handler(name)

@@ -1,0 +1,31 @@
+"""Whether the disk holds what a run will write, asked before it begins."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cqd_hub.errors import UserError
+from cqd_hub.genome import Genome
+from cqd_hub.run.workbench import Workbench
+
+_MEASUREMENT = 400  # bytes of a journal row with a short answer, indices included
+_REPORT = 8 << 20
+
+
+def check_space(folder: Path, bench: Workbench) -> None:
+    """Raise a `UserError` if the run would not fit on its disk.
+
+    An estimate: genomes of experts' size, short answers, figures. Running out later loses nothing.
+    """
+    genome = len(Genome.of_base(bench.basis.hash, bench.basis.layout).to_bytes())
+    samples = sum(len(skill.samples["optimisation"]) for skill in bench.skills.values())
+    children = bench.recipe.search.children + len(bench.recipe.experts)
+    needed = children * (genome + samples * _MEASUREMENT) + _REPORT
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"the run needs about {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free",
+            where=str(folder),
+            remedy="free some space or choose another --out",
+        )

@@ -1,0 +1,176 @@
+"""Everything a recipe needs open at once: models, basis, tasks, engine, sandbox."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cqd_hub import __version__
+from cqd_hub.errors import UserError
+from cqd_hub.evaluation.evaluator import Evaluator
+from cqd_hub.evaluation.sandbox import Sandbox, open_sandbox
+from cqd_hub.evaluation.skills import Skill, load_skills
+from cqd_hub.recipe import Recipe
+
+if TYPE_CHECKING:
+    from cqd_hub.evaluation.engine.sequential import SequentialEngine
+    from cqd_hub.genome import Basis
+
+_VERSIONED = ("torch", "transformers", "safetensors", "numpy", "lm-eval", "datasets", "peft")
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """An open recipe.
+
+    Args:
+        recipe: What was asked.
+        basis: Factored experts.
+        engine: Running.
+        skills: With prepared samples.
+        sandbox: Open, or None where nothing is executed.
+        evaluator: Over all of these.
+    """
+
+    recipe: Recipe
+    basis: Basis
+    engine: SequentialEngine
+    skills: dict[str, Skill]
+    sandbox: Sandbox | None
+    evaluator: Evaluator
+
+    def manifest(self) -> dict[str, Any]:
+        """What a run made with this workbench promises to stay the same."""
+        basis = self.basis
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "seed": self.recipe.seed,
+            "models": {
+                "base": _model(self.recipe.base, basis.base.checkpoint.content_hash),
+                "experts": {
+                    name: _model(place, expert.content_hash)
+                    for (name, place), expert in zip(
+                        self.recipe.experts.items(), basis.experts, strict=True
+                    )
+                },
+            },
+            "basis": basis.hash,
+            "tasks": {
+                name: {
+                    "task": self.recipe.skills[name].task,
+                    "metric": skill.metric,
+                    "samples": {split: len(s) for split, s in skill.samples.items()},
+                    "fingerprint": skill.fingerprint,
+                }
+                for name, skill in self.skills.items()
+            },
+            "engine": self.engine.path,
+            "sandbox": {"kind": self.sandbox.kind, "guarantees": self.sandbox.guarantees}
+            if self.sandbox
+            else None,
+            "versions": versions(),
+        }
+
+
+@asynccontextmanager
+async def open_workbench(
+    recipe: Recipe, folder: Path, *, note: Callable[[str], None] = lambda line: None
+) -> AsyncIterator[Workbench]:
+    """Open all that *recipe* names; relative paths start from *folder*.
+
+    Args:
+        note: Called with a line for what takes time.
+
+    Raises:
+        UserError: Anything wrong with models, tasks, device or sandbox.
+    """
+    import torch
+
+    from cqd_hub.evaluation.engine.sequential import SequentialEngine
+    from cqd_hub.genome import build_basis, open_base, open_expert
+
+    device = _device(recipe.evaluation.device)
+    base = open_base(model_folder(recipe.base, folder, "base"))
+    experts = [
+        open_expert(base, model_folder(place, folder, f"experts.{name}"))
+        for name, place in recipe.experts.items()
+    ]
+    basis = build_basis(
+        base, experts, rank=recipe.genome.rank, tail=recipe.genome.tail, progress=note
+    )
+    for name, row in zip(recipe.experts, basis.retained, strict=True):
+        low = min(row.values(), default=1.0)
+        if basis.has_tails is False and low < 0.9:
+            note(f"expert {name}: the basis keeps only {low:.0%} of some matrix's task vector")
+    dtype = recipe.evaluation.dtype
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    engine = SequentialEngine(
+        basis,
+        device=device,
+        dtype=getattr(torch, dtype),
+        batch_tokens=recipe.evaluation.batch_tokens,
+    )
+    skills = load_skills(recipe, folder, engine.tokenizer)
+    async with AsyncExitStack() as stack:
+        sandbox: Sandbox | None = None
+        if any(skill.execution for skill in skills.values()):
+            sandbox = await open_sandbox(
+                recipe.evaluation.sandbox,
+                workers=recipe.evaluation.sandbox_workers,
+                image=recipe.evaluation.sandbox_image,
+            )
+            await stack.enter_async_context(sandbox)
+        await stack.enter_async_context(engine)
+        evaluator = Evaluator(engine, skills, sandbox)
+        yield Workbench(recipe, basis, engine, skills, sandbox, evaluator)
+
+
+def versions() -> dict[str, str]:
+    """Versions of ourselves, Python and the libraries that touch a score."""
+    found = {"cqd-hub": __version__, "python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in _VERSIONED}
+
+
+def _model(place: str, content_hash: str) -> dict[str, str]:
+    return {"path": place, "sha256": content_hash}
+
+
+def model_folder(place: str, folder: Path, where: str) -> Path:
+    """The folder that a recipe means by *place*, relative to the recipe's *folder*.
+
+    Raises:
+        UserError: There is none; names *where* in the recipe.
+    """
+    path = Path(place).expanduser()
+    path = path if path.is_absolute() else folder / path
+    if not path.is_dir():
+        raise UserError(
+            f"{where}: no such model folder",
+            where=str(path),
+            remedy="give a folder, relative to the recipe; download Hub models with `hf download`",
+        )
+    return path.resolve()
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(
+            f"no device {wanted!r}", where="evaluation.device", remedy="use auto, cpu or cuda"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "this PyTorch sees no GPU", where="evaluation.device", remedy="use device: cpu or auto"
+        )
+    return str(device)
