@@ -1,0 +1,28 @@
+# A minimal CPU image. The base needs Python 3.11 or newer and apt:
+#   docker build -t cqd-hub .
+#   docker run --rm -v "$PWD/runs:/work/runs" --security-opt seccomp=unconfined cqd-hub evolve quickstart
+# Without that option bubblewrap cannot make its namespaces and the weaker Landlock sandbox is used.
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE}
+
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends bubblewrap \
+ && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/cqd-hub
+# The CPU build of PyTorch; pass another index for a GPU image.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY cqd_hub cqd_hub
+COPY recipes recipes
+COPY evals evals
+RUN python3 -m venv /opt/venv \
+ && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt --extra-index-url "${TORCH_INDEX}" torch \
+ && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt .
+
+RUN useradd --create-home --uid 1000 cqd && install -d -o cqd /work
+USER cqd
+WORKDIR /work
+ENV PATH=/opt/venv/bin:$PATH
+ENTRYPOINT ["cqd-hub"]
+CMD ["--help"]
