@@ -10,14 +10,14 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/cqd-hub
-# The CPU build of PyTorch; pass another index for a GPU image.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# For example "--index-url ..." of PyTorch's CPU builds, which are a tenth of the size.
+ARG TORCH_OPTIONS=""
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY cqd_hub cqd_hub
 COPY recipes recipes
 COPY evals evals
 RUN python3 -m venv /opt/venv \
- && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt --extra-index-url "${TORCH_INDEX}" torch \
+ && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt ${TORCH_OPTIONS} torch \
  && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt .
 
 RUN useradd --create-home --uid 1000 cqd && install -d -o cqd /work

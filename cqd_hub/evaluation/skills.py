@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cqd_hub import assets
-from cqd_hub.errors import UserError
+from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.engine import Reply, Request
 from cqd_hub.evaluation.execution import EXECUTIONS, Execution
 from cqd_hub.evaluation.requests import build_request
@@ -67,8 +67,16 @@ class Skill:
 
         Raises:
             UserError: The metric is no number per sample, or not in 0..1.
+            RunError: The task's own code failed.
         """
-        results = self._task.process_results(sample.document, self._filtered(sample, replies))
+        try:
+            results = self._task.process_results(sample.document, self._filtered(sample, replies))
+        except Exception as error:  # a task's own code raises whatever it raises
+            raise RunError(
+                f"the task failed on sample {sample.id}: {type(error).__name__}: {error}",
+                where=f"{self._where}.task",
+                remedy="mend the task; what was evaluated is kept",
+            ) from error
         value = results.get(self.metric)
         if not isinstance(value, int | float) and not hasattr(value, "item"):
             raise UserError(
