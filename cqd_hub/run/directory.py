@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ def open_directory(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        foreign = [p.name for p in folder.iterdir() if p.name not in ("manifest.json", "lock")]
+        foreign = [
+            path.name
+            for path in folder.iterdir()
+            if path.name not in ("manifest.json", "lock") and not path.name.startswith(".")
+        ]
         if foreign and not (folder / "manifest.json").exists():
             raise UserError(
                 f"is no run directory and not empty (it holds {sorted(foreign)[0]})",
@@ -41,6 +46,7 @@ def open_directory(folder: Path) -> Iterator[None]:
         raise UserError(
             f"cannot be written: {error.strerror}", where=str(folder), remedy="choose another --out"
         ) from None
+    held = False
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,11 +57,23 @@ def open_directory(folder: Path) -> Iterator[None]:
                 where=str(folder),
                 remedy="wait for it or stop it; `cqd-hub report` may read meanwhile",
             ) from None
+        held = True
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
+        if held and not (folder / "manifest.json").exists():  # nothing began here
+            (folder / "lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
         os.close(descriptor)
+
+
+def discard(folder: Path) -> None:
+    """Take back what a run wrote that turned out to be a mistake at its first step."""
+    for pattern in ("manifest.json", "journal.sqlite*", "log.txt", "genomes"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.genome import Genome
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.archives import expert_scores, make_cycle, replay, vector
-from cqd_hub.run.directory import agree, open_directory
+from cqd_hub.run.directory import agree, discard, open_directory, read_manifest
 from cqd_hub.run.finish import finish
 from cqd_hub.run.journal import Individual, Journal, Role
 from cqd_hub.run.log import Logged
@@ -54,6 +54,7 @@ async def evolve(
     async with open_workbench(recipe, recipe_folder, note=observer.note) as bench:
         with open_directory(out):
             check_space(out, bench)
+            fresh = read_manifest(out) is None
             observer = Logged(observer, out)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {**bench.manifest(), "folder": str(recipe_folder), "created": created}
@@ -63,6 +64,10 @@ async def evolve(
             try:
                 with _stop_on_interrupt(observer) as stop:
                     await _Run(bench, journal, out, observer, stop).go()
+            except UserError:
+                if fresh:
+                    discard(out)
+                raise
             finally:
                 journal.close()
 
