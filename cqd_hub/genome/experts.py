@@ -19,7 +19,18 @@ _NOT_A_PRODUCT = (
     "lora_bias",
     "fan_in_fan_out",
     "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
 )
+# PEFT takes the initial product out of the base again whenever such an adapter is loaded.
+_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _QUANTISED = ("quantization_config", "compression_config")
 
 
@@ -85,10 +96,11 @@ class FullExpert:
         """Expert minus base, subtracted in fp32.
 
         Raises:
-            UserError: The tensor holds NaN or infinity.
+            UserError: It or the base's tensor holds NaN or infinity.
         """
-        delta = self.weight(slot).float() - self.base.checkpoint.tensor(slot).float()
-        return _finite(delta, slot, self.path)
+        own, base = self.weight(slot).float(), self.base.checkpoint.tensor(slot).float()
+        _finite(base, slot, self.base.checkpoint.path)
+        return _finite(own, slot, self.path) - base
 
 
 @dataclass(frozen=True)
@@ -222,6 +234,9 @@ def _check_adapter(expert: LoraExpert) -> None:
     for key in _NOT_A_PRODUCT:
         if config.get(key):
             raise UserError(f"{key} is set", where=where, remedy=remedy)
+    start = str(config.get("init_lora_weights", ""))
+    if start.startswith(_MOVES_THE_BASE):
+        raise UserError(f"init_lora_weights {start} changes the base", where=where, remedy=remedy)
     headers, base = expert.checkpoint.headers, expert.base.checkpoint.headers
     for slot, (down, up) in expert.pairs.items():
         shape = (headers[up].shape[0], headers[down].shape[1])

@@ -86,6 +86,10 @@ class Materialiser:
         self._write(out, genome, slot, *self._split(genome))
         return out
 
+    def base_dtype(self, slot: int) -> torch.dtype:
+        """What the base's own tensor was saved in."""
+        return self._base[self.basis.layout.slots[slot].name].dtype
+
     def _split(self, genome: Genome) -> tuple[np.ndarray, np.ndarray]:
         if genome.basis != self.basis.hash:
             raise ValueError(f"genome of basis {genome.basis[:12]}, not {self.basis.hash[:12]}")

@@ -95,8 +95,14 @@ def mutate_child(
     are the task vector's in the experts' frame: exact, and as large as the model at full rank.
 
     Raises:
-        UserError: The basis has tails, which the core cannot hold.
+        UserError: The basis has tails or the genome Gaussian noise, which the core cannot hold.
     """
+    if genome.noise:
+        raise UserError(
+            "`of: child` cannot follow Gaussian mutation in one lineage",
+            where="variation.mutation",
+            remedy="use one of the two",
+        )
     if basis.has_tails:
         raise UserError(
             "`of: child` needs the whole task vector in the basis",

@@ -5,24 +5,34 @@ from __future__ import annotations
 import numpy as np
 
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.experts import FullExpert
+from cqd_hub.genome.experts import FullExpert, LoraExpert
 from cqd_hub.genome.genome import Genome
+from cqd_hub.genome.layout import Segment
 
 
 class Scales:
     """Splits Σ_i g_i u_i s_i v_iᵀ (+ t · tail) into t·τ + Σ_i (g_i - t) u_i s_i v_iᵀ.
 
-    Where the full fine-tune is at hand and its factors (with the tail, if it has one) sum to its
-    task vector, t·τ is read from its weights: nothing is multiplied for directions that share
-    one scale, and little magnitude is left in the product for the others. t is the tail's
-    scale, or without a tail the middle of the scales' range.
+    Where an expert's factors (with the tail, if it has one) sum to its task vector, t·τ can be
+    taken from the expert itself: nothing is multiplied for directions that share one scale, and
+    little magnitude is left in the product for the others. t is the tail's scale, or without a
+    tail the middle of the scales' range.
+
+    Args:
+        basis: What the coefficients scale.
+        whole: The kinds of expert that t·τ is taken of where there is no tail; tails always.
 
     Attributes:
-        dense: The (slot, expert) pairs that are read from weights.
+        dense: The (slot, expert) pairs that t·τ is taken of.
         stack: Per slot, the positions of all experts' scales in the coefficient vector.
     """
 
-    def __init__(self, basis: Basis) -> None:
+    def __init__(
+        self,
+        basis: Basis,
+        *,
+        whole: tuple[type[FullExpert | LoraExpert], ...] = (FullExpert,),
+    ) -> None:
         layout = basis.layout
         segments = [
             segment for row in layout.segments for segment in row if segment.stop > segment.start
@@ -33,10 +43,7 @@ class Scales:
         self._dense = np.array(
             [
                 segment.tail
-                or (
-                    isinstance(basis.experts[segment.expert], FullExpert)
-                    and segment.rank == min(layout.slots[segment.slot].shape)
-                )
+                or (isinstance(basis.experts[segment.expert], whole) and complete(basis, segment))
                 for segment in segments
             ]
         )
@@ -67,3 +74,10 @@ class Scales:
         cored = [self._cores[name] for name in genome.cores]
         shared[cored] = 0.0
         return shared, (g - np.repeat(t, self._lengths)).astype(np.float32)
+
+
+def complete(basis: Basis, segment: Segment) -> bool:
+    """Whether a segment's factors alone sum to the expert's task vector."""
+    return isinstance(basis.experts[segment.expert], LoraExpert) or segment.rank == min(
+        basis.layout.slots[segment.slot].shape
+    )
