@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tiny_models import make_base, make_full, make_lora
+
+from tests.genome.tiny_models import make_base, make_full, make_lora
 
 
 class Family(NamedTuple):

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
+from cqd_hub.genome import Basis, build_basis, open_base, open_expert
+
 SHAPE = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -83,6 +85,11 @@ def weights(folder: Path, base: Path) -> dict[str, torch.Tensor]:
     if json.loads((base / "config.json").read_text())["tie_word_embeddings"]:
         state.pop("lm_head.weight", None)
     return {name: tensor.double() for name, tensor in state.items()}
+
+
+def basis_of(base: Path, experts: list[Path], cache: Path, **options: Any) -> Basis:
+    opened = open_base(base)
+    return build_basis(opened, [open_expert(opened, p) for p in experts], cache=cache, **options)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -11,8 +11,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_genome_basis import basis_of
-from tiny_models import edit_json, load, make_base, make_lora
 from transformers import AutoTokenizer
 
 from cqd_hub.errors import RunError, UserError
@@ -32,6 +30,7 @@ from cqd_hub.genome.export import (
     export_checkpoint,
     export_mergekit,
 )
+from tests.genome.tiny_models import basis_of, edit_json, load, make_base, make_lora
 
 PROMPT = torch.arange(2, 30)[None]
 
@@ -202,9 +201,13 @@ def test_truncated_adapter_states_its_error(family: Any, tmp_path: Path) -> None
 def test_norms_left_out_are_counted(family: Any, tmp_path: Path) -> None:
     made = family()
     basis = basis_of(made.base, made.full[:2], tmp_path / "cache")
-    out = tmp_path / "out"
-    written = export_adapter(mutant(basis), basis, out, base_name=str(made.base), vectors=False)
-    assert 0 < written.relative_error < 0.5
+    genome, out = mutant(basis), tmp_path / "out"
+    written = export_adapter(genome, basis, out, base_name=str(made.base), vectors=False)
+    state = Materialiser(basis).state(genome)
+    base = Materialiser(basis).state(Genome.of_base(basis.hash, basis.layout))
+    square = {name: float((state[name] - base[name]).square().sum()) for name in state}
+    norms = sum(square[name] for name in state if "norm" in name)
+    assert written.relative_error == pytest.approx((norms / sum(square.values())) ** 0.5, rel=1e-4)
     assert json.loads((out / "adapter_config.json").read_text())["modules_to_save"] is None
     assert not [name for name in load_file(out / "adapter_model.safetensors") if "norm" in name]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_genome_basis import basis_of
 
 from cqd_hub.errors import UserError
 from cqd_hub.genome import (
@@ -16,6 +15,7 @@ from cqd_hub.genome import (
     mutate_expert,
     mutate_gaussian,
 )
+from tests.genome.tiny_models import basis_of
 
 
 def test_shares_sum_to_one_and_are_equal_within_a_group() -> None:

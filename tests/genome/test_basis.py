@@ -9,14 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import edit_tensors, make_full, make_lora, weights
 
-from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, open_base, open_expert
-
-
-def basis_of(base: Path, experts: list[Path], cache: Path, **options: Any) -> Basis:
-    opened = open_base(base)
-    return build_basis(opened, [open_expert(opened, p) for p in experts], cache=cache, **options)
+from cqd_hub.genome import Basis, Genome, Materialiser
+from tests.genome.tiny_models import basis_of, edit_tensors, make_full, make_lora, weights
 
 
 def rebuilt(basis: Basis, genome: Genome) -> dict[str, torch.Tensor]:

@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_genome_basis import basis_of
-from tiny_models import SHAPE, edit_json, edit_tensors, load, make_base, make_lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cqd_hub.errors import UserError
+from tests.genome.tiny_models import (
+    SHAPE,
+    basis_of,
+    edit_json,
+    edit_tensors,
+    load,
+    make_base,
+    make_lora,
+)
 
 FROM_BASE = "use experts fine-tuned from this base"
 MERGE_FIRST = "merge_and_unload"

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_genome_basis import basis_of
-from tiny_models import load
 
 from cqd_hub.genome import (
     Basis,
@@ -18,6 +16,7 @@ from cqd_hub.genome import (
     mutate_expert,
     mutate_gaussian,
 )
+from tests.genome.tiny_models import basis_of, load
 
 
 def individuals(basis: Basis) -> list[Genome]:

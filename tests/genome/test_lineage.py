@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import weights
 
 from cqd_hub.genome import (
     Basis,
@@ -24,6 +23,7 @@ from cqd_hub.genome import (
     open_expert,
 )
 from cqd_hub.genome.materialise import normal
+from tests.genome.tiny_models import weights
 
 Dense = dict[str, torch.Tensor]
 LINEAGE = (
