@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,8 +69,10 @@ class Evaluator:
     skills: Mapping[str, Skill]
     sandbox: Sandbox | None
     verdicts: Verdicts = field(default_factory=Verdicts)
-    executed: int = 0
-    execute_seconds: float = 0.0
+    executed: int = field(default=0, init=False)
+    execute_seconds: float = field(default=0.0, init=False)
+    _under_way: int = field(default=0, init=False)
+    _since: float = field(default=0.0, init=False)
 
     async def evaluate(
         self, candidate: Candidate, split: Split, skills: Iterable[str] | None = None
@@ -125,15 +128,27 @@ class Evaluator:
             note=note,
         )
 
+    @contextmanager
+    def _executing(self) -> Iterator[None]:
+        """Count the wall time during which at least one answer is being executed."""
+        if self._under_way == 0:
+            self._since = time.perf_counter()
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if self._under_way == 0:
+                self.execute_seconds += time.perf_counter() - self._since
+
     async def _execute(self, skill: Skill, sample: Sample, text: str) -> tuple[float, str]:
         known = self.verdicts.find(skill.name, sample.id, text)
         if known is not None:
             return known
         assert skill.execution is not None
         assert self.sandbox is not None
-        start = time.perf_counter()
-        outcome = await self.sandbox.run(skill.execution.program(sample.document, text))
-        self.execute_seconds += time.perf_counter() - start
+        with self._executing():
+            outcome = await self.sandbox.run(skill.execution.program(sample.document, text))
         self.executed += 1
         score, note = judge(skill.execution, sample.document, outcome)
         self.verdicts.remember(skill.name, sample.id, text, score, note)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ class _Finish:
 
         elite, scaling = leader(elites), leader(scalings)
         chosen = leader([elite, aggregate])
-        finalists = [*self._ancestors(), merge, scaling, *best, elite, aggregate]
+        finalists = [*self._ancestors(), merge, scaling, *best]
+        finalists += [replace(elite, label="best elite"), aggregate]
         self._observer.phase("test")
         for number in dict.fromkeys(finalist.id for finalist in finalists):
             await self._average(number, "test")
@@ -148,7 +149,7 @@ class _Finish:
             for elite in archive.elites:
                 found[elite.individual] = float(elite.scores.mean())
         top = sorted(found, key=lambda number: (-found[number], number))[:_TOP]
-        return [_Candidate(number, "best elite", "elite") for number in top]
+        return [_Candidate(number, "elite", "elite") for number in top]
 
     def _aggregate(self) -> _Candidate:
         """θ_base + Σ_k β_k τ_k over the archives' best elites, β = softmax of their scores."""

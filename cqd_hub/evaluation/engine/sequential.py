@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine._decoding import generate, log_likelihoods
@@ -181,6 +182,7 @@ def load_model(folder: Path, *, device: str, dtype: torch.dtype) -> Any:
     Raises:
         UserError: transformers cannot load it.
     """
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,

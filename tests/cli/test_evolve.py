@@ -1,0 +1,280 @@
+"""The main job through its command: results, resuming after any kind of end, refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+
+def command(recipe: Path, out: Path, *arguments: str) -> list[str]:
+    """The command line of a process of its own."""
+    return [
+        sys.executable,
+        "-m",
+        "cqd_hub.cli.app",
+        "evolve",
+        str(recipe),
+        "--out",
+        str(out),
+        *arguments,
+    ]
+
+
+def content(run: Path) -> dict[str, Any]:
+    """Everything a run must agree on with another: individuals, order, answers, archives' input."""
+    with sqlite3.connect(run / "journal.sqlite") as journal:
+        return {
+            "individuals": journal.execute(
+                "SELECT id, role, generation, lineage, genome_hash FROM individuals "
+                "WHERE id >= -1 ORDER BY id"
+            ).fetchall(),
+            "told": journal.execute("SELECT individual FROM told ORDER BY position").fetchall(),
+            "measurements": journal.execute(
+                "SELECT individual, skill, sample, text, tokens, score FROM measurements "
+                "WHERE split = 'optimisation' ORDER BY individual, skill, sample"
+            ).fetchall(),
+            "results": json.loads((run / "results.json").read_text()),
+        }
+
+
+def evaluated(run: Path) -> int:
+    """Individuals in a journal that another process may be writing."""
+    if not (run / "journal.sqlite").exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{run}/journal.sqlite?mode=ro", uri=True) as journal:
+            return journal.execute("SELECT count(*) FROM individuals").fetchone()[0]
+    except sqlite3.OperationalError:  # its schema is being made
+        return 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until *condition* holds; fail if the process ends before."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+def fill(path: Path) -> None:
+    """Write until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed, with its recipe beside it."""
+    from cqd_hub import assets
+    from tests.cli.conftest import RECIPE
+
+    place = tmp_path_factory.mktemp("whole")
+    models = (assets.folder("recipes") / "quickstart" / "models").resolve()
+    (place / "recipe.yaml").write_text(RECIPE.format(models=models))
+    subprocess.run(command(place / "recipe.yaml", place / "run", "-q"), check=True, text=True)
+    return place
+
+
+class TestResults:
+    def test_table_and_files(self, whole: Path, cli: Cli) -> None:
+        result = cli("report", whole / "run", "--json")
+        rows = [json.loads(line) for line in result.out.splitlines()]
+        assert result.code == 0
+        assert {row["group"] for row in rows} == {
+            "base",
+            "expert",
+            "baseline",
+            "elite",
+            "aggregate",
+        }
+        assert sum(row["chosen"] for row in rows) >= 1
+        for row in rows:
+            assert row["split"] == "test"
+            for interval in (*row["skills"].values(), row["average"]):
+                assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
+            assert {skill["n"] for skill in row["skills"].values()} == {12}
+        assert (whole / "run" / "report.html").exists()
+        assert list((whole / "run" / "figures").glob("*.png"))
+
+    def test_manifest(self, whole: Path) -> None:
+        manifest = json.loads((whole / "run" / "manifest.json").read_text())
+        assert manifest["sandbox"]["kind"] in ("bubblewrap", "landlock")
+        assert manifest["engine"] == "sequential/float32/cpu"
+        assert set(manifest["models"]["experts"]) == {"coding", "os", "db"}
+        assert len(manifest["basis"]) == 64
+
+    def test_splits_share_no_sample(self, whole: Path) -> None:
+        with sqlite3.connect(whole / "run" / "journal.sqlite") as journal:
+            rows = journal.execute(
+                "SELECT DISTINCT skill, sample, split FROM measurements"
+            ).fetchall()
+        owners: dict[tuple[str, str], set[str]] = {}
+        for skill, sample, split in rows:
+            owners.setdefault((skill, sample), set()).add(split)
+        assert {split for found in owners.values() for split in found} == {
+            "optimisation",
+            "validation",
+            "test",
+        }
+        assert all(len(found) == 1 for found in owners.values())
+
+    def test_every_skill_takes_its_turn(self, whole: Path) -> None:
+        with sqlite3.connect(whole / "run" / "journal.sqlite") as journal:
+            rows = journal.execute(
+                "SELECT generation, lineage FROM individuals WHERE role = 'child' ORDER BY id"
+            ).fetchall()
+        turns = [(generation, json.loads(lineage)["skill"]) for generation, lineage in rows]
+        assert turns == [(0, "coding")] * 2 + [(1, "os")] * 2 + [(2, "db")] * 2
+
+    def test_a_finished_run_is_left_as_it_is(self, whole: Path, cli: Cli) -> None:
+        before = content(whole / "run")
+        assert cli("evolve", whole / "recipe.yaml", "--out", whole / "run", "-q").code == 0
+        assert content(whole / "run") == before
+
+    def test_json_progress(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
+        result = cli("evolve", recipe, "--out", tmp_path / "run", "--json", "--children", 2)
+        events = [json.loads(line) for line in result.err.splitlines() if line.startswith("{")]
+        assert [event["children"] for event in events if event["event"] == "child"] == [1, 2]
+        phases = [event["name"] for event in events if event["event"] == "phase"]
+        assert phases == ["opening", "experts", "children", "validation", "test"]
+        assert all(json.loads(line)["label"] for line in result.out.splitlines())
+
+
+class TestResuming:
+    @pytest.mark.parametrize(
+        "moments", [[5], pytest.param([1, 4, 6, 7, 9], marks=pytest.mark.slow)]
+    )
+    def test_after_kill(self, whole: Path, tmp_path: Path, moments: list[int]) -> None:
+        out = tmp_path / "run"
+        for individuals in moments:
+            process = subprocess.Popen(command(whole / "recipe.yaml", out, "-q"), text=True)
+            wait_for(lambda wanted=individuals: evaluated(out) >= wanted, process)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        subprocess.run(command(whole / "recipe.yaml", out, "-q"), check=True)
+        assert content(out) == content(whole / "run")
+
+    def test_after_interrupt(self, whole: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        process = subprocess.Popen(
+            command(whole / "recipe.yaml", out), text=True, stderr=subprocess.PIPE
+        )
+        wait_for(lambda: evaluated(out) >= 5, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        assert process.returncode == 130
+        assert "stopping after the child in flight" in err
+        assert "stopped; to go on: cqd-hub evolve" in err
+        assert "Traceback" not in err
+        assert not (out / "results.json").exists()
+        subprocess.run(command(whole / "recipe.yaml", out, "-q"), check=True)
+        assert content(out) == content(whole / "run")
+
+    def test_with_more_children(self, whole: Path, tmp_path: Path, cli: Cli) -> None:
+        out, recipe = tmp_path / "run", whole / "recipe.yaml"
+        assert cli("evolve", recipe, "--out", out, "-q", "--children", 2).code == 0
+        assert cli("evolve", recipe, "--out", out, "-q").code == 0
+        for key in ("individuals", "told", "measurements"):
+            assert content(out)[key] == content(whole / "run")[key]
+
+    def test_after_a_full_disk(self, whole: Path, tmp_path: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("mounting a small file system needs root")
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
+        try:
+            out = disk / "run"
+            process = subprocess.Popen(
+                command(whole / "recipe.yaml", out, "-q"), text=True, stderr=subprocess.PIPE
+            )
+            wait_for(lambda: evaluated(out) >= 5, process)
+            fill(disk / "filler")
+            _, err = process.communicate()
+            (disk / "filler").unlink()
+            assert process.returncode == 1
+            assert "Traceback" not in err
+            assert err.count("error: ") == 1
+            subprocess.run(command(whole / "recipe.yaml", out, "-q"), check=True)
+            assert content(out) == content(whole / "run")
+        finally:
+            subprocess.run(["umount", disk], check=True)
+
+    def test_after_an_evaluation_that_raised(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
+        (tmp_path / "own.yaml").write_text(
+            "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: own.jsonl}}\n"
+            "test_split: test\noutput_type: generate_until\ndoc_to_text: '{{q}}'\n"
+            "doc_to_target: '{{a}}'\ngeneration_kwargs: {until: ['.'], max_gen_toks: 4}\n"
+            "metric_list: [{metric: grade, aggregation: mean, higher_is_better: true}]\n"
+            "process_results: !function own.grade\n"
+        )
+        (tmp_path / "own.py").write_text(
+            "from pathlib import Path\n\n\ndef grade(doc, results):\n"
+            "    count = Path(__file__).with_name('count')\n"
+            "    done = int(count.read_text()) if count.exists() else 0\n"
+            "    count.write_text(str(done + 1))\n"
+            "    if done == 12 * 5 + 3:\n        raise KeyError('no such thing')\n"
+            "    return {'grade': len(results[0]) % 7 / 6}\n"
+        )
+        rows = [json.dumps({"q": f"question {i}", "a": "x"}) for i in range(80)]
+        (tmp_path / "own.jsonl").write_text("\n".join(rows))
+        text = recipe.read_text().replace(
+            "{task: quickstart_os}", "{task: own.yaml, metric: grade}"
+        )
+        recipe.write_text(text)
+        first = cli("evolve", recipe, "--out", tmp_path / "run", "-q")
+        assert first.code == 1
+        assert "error: skills.os.task: the task failed on sample test:" in first.err
+        kept = evaluated(tmp_path / "run")
+        assert kept == 5
+        assert cli("evolve", recipe, "--out", tmp_path / "run", "-q").code == 0
+
+
+class TestRefusals:
+    @pytest.fixture
+    def running(self, whole: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+        process = subprocess.Popen(
+            command(whole / "recipe.yaml", tmp_path / "run", "-q"), text=True
+        )
+        wait_for(lambda: evaluated(tmp_path / "run") >= 1, process)
+        yield process, tmp_path / "run"
+        process.kill()
+        process.wait()
+
+    def test_second_process(
+        self, whole: Path, cli: Cli, running: tuple[subprocess.Popen[str], Path]
+    ) -> None:
+        process, out = running
+        process.send_signal(signal.SIGSTOP)
+        result = cli("evolve", whole / "recipe.yaml", "--out", out, "-q")
+        assert result.code == 2
+        assert f"is in use by process {process.pid}" in result.err
+
+    def test_changed_recipe(self, whole: Path, cli: Cli) -> None:
+        result = cli("evolve", whole / "recipe.yaml", "--out", whole / "run", "-q", "--seed", 1)
+        assert result.code == 2
+        assert "holds a run with recipe.seed 0, now 1" in result.err
+
+    def test_changed_expert(self, recipe: Path, copied: Path, tmp_path: Path, cli: Cli) -> None:
+        assert cli("evolve", recipe, "--out", tmp_path / "run", "-q", "--children", 0).code == 0
+        data = (copied / "os" / "model.safetensors").read_bytes()
+        (copied / "db" / "model.safetensors").write_bytes(data)
+        result = cli("evolve", recipe, "--out", tmp_path / "run", "-q", "--children", 0)
+        assert result.code == 2
+        assert "models.experts.db.sha256" in result.err
