@@ -115,7 +115,7 @@ def _map(run: RunData, archive: Archive) -> Picture:
 def _curves(run: RunData) -> Picture | None:
     averages = [run.average(number) for number in run.experts]
     known = [average for average in averages if average is not None]
-    if run.history is None or not known:
+    if run.history is None or not known or not run.history.children[-1]:
         return None
     history = run.history
     return Picture(

@@ -30,10 +30,12 @@ def curves_figure(history: History, skills: Sequence[str], experts_best: float) 
     """Draw QD score, coverage, average and best per skill over the children told.
 
     Args:
-        history: The archives after each child.
+        history: The archives after each child, at least one.
         skills: Names of the K skills.
         experts_best: The highest average of an expert, 0..1; drawn for reference.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(8.4, 6.0)
     (qd, coverage), (average, best) = figure.subplots(2, 2, sharex=True)
     told = history.children
@@ -60,7 +62,8 @@ def curves_figure(history: History, skills: Sequence[str], experts_best: float) 
     for axes in (average, best):
         axes.margins(y=0.12)
         axes.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
-    qd.set_xlim(0, max(int(told[-1]), 1))
+    qd.set_xlim(0, told[-1])
+    qd.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -73,10 +76,8 @@ def _step(
         drawstyle="steps-post",
         color=COLOURS[colour % len(COLOURS)],
         linestyle=DASHES[colour % len(DASHES)] if colour else "-",
-        marker="o" if len(x) == 1 else None,
         linewidth=1.8,
         label=label,
-        clip_on=len(x) > 1,
     )
 
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -110,7 +110,7 @@ def render(
             visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
         ),
     )
-    environment.filters |= {"percent": percent, "points": _points, "facts": facts}
+    environment.filters |= {"percent": percent, "points": _points}
     template = environment.from_string(package.joinpath("page.html.j2").read_text(encoding="utf-8"))
     manifest = run.manifest
     children = sum(run.individuals[number].role == Role.CHILD for number in run.told)
@@ -119,7 +119,8 @@ def render(
         digest=Markup(digest),
         version=__version__,
         run=run,
-        manifest=manifest,
+        seed=manifest.get("seed", run.recipe.seed),
+        about=_about(manifest),
         recipe=run.recipe,
         recipe_yaml=_yaml(manifest.get("recipe", {})),
         grid=isinstance(run.recipe.search.archive, GridArchive),
@@ -186,22 +187,38 @@ def phases(run: RunData) -> list[Phase]:
     return listed
 
 
-def facts(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Return a piece of the manifest as (name, text) pairs, long hashes cut to 12 digits."""
+def facts(value: Any) -> list[tuple[str, str]]:
+    """Return a piece of the manifest as (name, text) lines, long hashes cut to 12 digits."""
+    if not isinstance(value, Mapping):
+        return [("", _shortened(value))]
+    lines = []
+    for name, inner in value.items():
+        parts = [f"{key} {_shortened(leaf)}".strip() for key, leaf in _leaves(inner)]
+        lines.append((str(name), " · ".join(parts)))
+    return lines
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        return [
-            pair
-            for key, inner in value.items()
-            for pair in facts(inner, f"{name}.{key}" if name else str(key))
-        ]
-    if isinstance(value, list | tuple):
-        if any(isinstance(inner, Mapping) for inner in value):
-            return [pair for i, inner in enumerate(value) for pair in facts(inner, f"{name}.{i}")]
-        value = ", ".join(str(inner) for inner in value)
-    if value is None or value == "":
-        return []
-    text = _HASH.sub(lambda found: found.group()[:12] + "…", str(value))
-    return [(name, text)]
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _shortened(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _HASH.sub(lambda found: found.group()[:12] + "…", text)
+
+
+def _about(manifest: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return what the manifest says of each subject that it says something of."""
+    models = manifest.get("models")
+    if isinstance(models, Mapping) and isinstance(models.get("experts"), Mapping):
+        experts = {f"expert {name}": one for name, one in models["experts"].items()}
+        manifest = {**manifest, "models": {"base": models.get("base"), **experts}}
+    subjects = ("created", "models", "basis", "tasks", "engine", "sandbox", "versions")
+    return [(name.capitalize(), facts(manifest[name])) for name in subjects if manifest.get(name)]
 
 
 def _points(value: float) -> str:

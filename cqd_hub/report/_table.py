@@ -18,6 +18,7 @@ from cqd_hub.report._data import Group, RunData, load_run
 from cqd_hub.report._text import percent, short
 from cqd_hub.statistics import Interval, average_interval, mean_interval, paired_difference
 
+_LABEL = 36  # characters of a label
 _PREFERENCE: tuple[Split, ...] = ("test", "validation", "optimisation")
 
 
@@ -92,13 +93,18 @@ def format_table(rows: Sequence[Row], *, width: int | None = None) -> str:
     Args:
         rows: What `results_table` returned.
         width: Columns of the terminal. Where they do not suffice, the intervals of the single
-            skills are left out. None keeps them.
+            skills are left out, and then labels are cut. None keeps all.
     """
     if not rows:
         return "Nothing has been measured yet."
     lines = _plain(rows, intervals=True)
     if width is not None and len(lines[1]) > width:
         lines = _plain(rows, intervals=False)
+        if len(lines[1]) > width:
+            longest = max(len(short(row.label, _LABEL)) for row in rows)
+            lines = _plain(
+                rows, intervals=False, label=max(longest - len(lines[1]) + width, _LABEL // 3)
+            )
     said = [*notes(rows), *(["* is the chosen model."] if any(row.chosen for row in rows) else [])]
     return "\n".join([*lines, "", textwrap.fill(" ".join(said), width or 100)])
 
@@ -113,8 +119,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     best = next((row for row in rows if row.group == "expert" and row.difference is None), None)
     if best is not None:
         said.append(
-            f"The difference is to the best expert, {best.label}, on the same samples (paired, "
-            "adjusted Wald), in points. It is not corrected for the number of rows compared."
+            f"The difference is to the best expert, {short(best.label, 40)}, on the same samples "
+            "(paired, adjusted Wald), in points. It is not corrected for the number of rows "
+            "compared."
         )
     if split == "optimisation":
         said.append(
@@ -170,7 +177,7 @@ def _record(row: Row) -> dict[str, Any]:
     }
 
 
-def _plain(rows: Sequence[Row], *, intervals: bool) -> list[str]:
+def _plain(rows: Sequence[Row], *, intervals: bool, label: int = _LABEL) -> list[str]:
     skills = list(rows[0].skills)
     heads = [f"{s} (n={_counts([row.skills[s].n for row in rows])})" for s in skills]
     lines = [["", *heads, "average", "vs best expert"]]
@@ -181,7 +188,7 @@ def _plain(rows: Sequence[Row], *, intervals: bool) -> list[str]:
         ]
         difference = "" if row.difference is None else _bracket(row.difference, signed=True)
         mark = "* " if row.chosen else "  "
-        lines.append([mark + short(row.label, 40), *cells, _bracket(row.average), difference])
+        lines.append([mark + short(row.label, label), *cells, _bracket(row.average), difference])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     out = []
     for line in lines:
