@@ -146,8 +146,8 @@ def _lineage(run: RunData, rows: list[Row], asked: int | None) -> Picture | None
         "lineage",
         png(lineage_figure(run, subject)),
         f"Lineage of {name}: {describe(run, subject)}.",
-        f"How {name} (blue frame) came about, experts (yellow) at the left. In each box: id, "
-        "average over the skills on the optimisation samples in %, and how it was made: the "
+        f"How {name} (blue frame) came about, from left to right; experts are yellow. In each box: "
+        "id, average over the skills on the optimisation samples in %, and how it was made: the "
         "parents’ shares (≈ where they differ between layers) and the mutation. … stands for "
         "older ancestors.",
     )

@@ -7,12 +7,15 @@ import unicodedata
 # Controls, formatting (bidi overrides, zero width), surrogates, private, unassigned, separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
+# By name: the pictures Unicode has for them are missing from most fonts.
+_CONTROLS = {0: "NUL", 7: "BEL", 8: "BS", 9: "TAB", 10: "LF", 12: "FF", 13: "CR", 27: "ESC"}
+
 
 def visible(text: str, *, one_line: bool = False) -> str:
     """Return *text* with every character that acts instead of showing replaced by a visible sign.
 
-    Control characters become their pictures (␛ for escape), others their number (⟨U+202E⟩). The
-    result encodes as UTF-8 and moves no cursor. Markup is not escaped: that is the page's.
+    Control characters become their names (⟨ESC⟩), others their numbers (⟨U+202E⟩). The result
+    encodes as UTF-8 and moves no cursor. Markup is not escaped: that is the page's.
 
     Args:
         text: Any text, lone surrogates included.
@@ -28,9 +31,7 @@ def visible(text: str, *, one_line: bool = False) -> str:
 
 
 def _picture(code: int) -> str:
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+    return f"⟨{_CONTROLS.get(code, f'U+{code:04X}')}⟩"
 
 
 def cut(text: str, *, characters: int = 2000, lines: int = 60) -> tuple[str, int]:

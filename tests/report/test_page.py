@@ -70,7 +70,8 @@ def test_hostile_answers_are_inert(tmp_path: Path) -> None:
     assert "</pre></div><script>alert(1)</script>" in shown
     assert "{{ 7*7 }}{% raw %}&lt;" in shown
     assert (
-        "␛[31mred␛[0m␀␇␍⟨U+0085⟩⟨U+202E⟩gnp.exe⟨U+2066⟩⟨U+200B⟩⟨U+FEFF⟩⟨U+2028⟩⟨U+E0041⟩" in shown
+        "⟨ESC⟩[31mred⟨ESC⟩[0m⟨NUL⟩⟨BEL⟩⟨CR⟩⟨U+0085⟩⟨U+202E⟩gnp.exe⟨U+2066⟩⟨U+200B⟩⟨U+FEFF⟩⟨U+2028⟩⟨U+E0041⟩"
+        in shown
     )
     assert max(map(len, page.answers)) < 5000
     omitted = len(HOSTILE) + 100_000 - 2000
@@ -179,8 +180,8 @@ def test_extended_run_is_not_called_finished(tmp_path: Path) -> None:
 
 def test_visible() -> None:
     assert visible("plain\n\ttext é 日本 😀") == "plain\n\ttext é 日本 😀"
-    assert visible("a\tb\n", one_line=True) == "a␉b␊"
-    assert visible("\ud800\x7f\x9b") == "⟨U+D800⟩␡⟨U+009B⟩"
+    assert visible("a\tb\n", one_line=True) == "a⟨TAB⟩b⟨LF⟩"
+    assert visible("\ud800\x7f\x9b") == "⟨U+D800⟩⟨U+007F⟩⟨U+009B⟩"
 
 
 def test_cut_by_characters_and_lines() -> None:

@@ -154,7 +154,7 @@ def test_labels_cannot_steer_a_terminal(small: Path) -> None:
     text = format_table(results_table(small))
     assert "\x1b" not in text
     assert "\u202e" not in text
-    assert "a␛[2J⟨U+202E⟩b␊c" in text
+    assert "a⟨ESC⟩[2J⟨U+202E⟩b⟨LF⟩c" in text
 
 
 def test_unfinished_run_says_so(tmp_path: Path) -> None:
