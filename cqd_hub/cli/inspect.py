@@ -12,6 +12,7 @@ import typer
 
 from cqd_hub.cli.options import JsonOption, OverrideOption, RunArgument
 from cqd_hub.cli.paths import recipe_file
+from cqd_hub.cli.tables import print_rows
 
 if TYPE_CHECKING:
     from cqd_hub.statistics import Interval
@@ -83,16 +84,10 @@ def report(run: RunArgument, as_json: JsonOption = False) -> None:
 
         cqd-hub report runs/quickstart
     """
-    from cqd_hub.report import build_report, format_table, results_table
+    from cqd_hub.report import build_report, results_table
 
     made = build_report(run)
-    rows = results_table(run)
-    if as_json:
-        from cqd_hub.cli.tables import print_json_rows
-
-        print_json_rows(rows)
-        return
-    print(format_table(rows))
+    print_rows(results_table(run), as_json=as_json)
     print(f"\npage: {made.page}", file=sys.stderr)
 
 

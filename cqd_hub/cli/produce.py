@@ -13,6 +13,7 @@ import typer
 from cqd_hub.cli.observers import make_observer
 from cqd_hub.cli.options import JsonOption, OverrideOption, QuietOption, RecipeArgument, RunArgument
 from cqd_hub.cli.paths import recipe_file
+from cqd_hub.cli.tables import print_rows
 
 
 def evolve(
@@ -46,7 +47,7 @@ def evolve(
     changes += [f"seed={seed}"] if seed is not None else []
     loaded = load_yaml(path, Recipe, changes)
     folder = out or Path("runs") / loaded.name
-    from cqd_hub.report import build_report, format_table, results_table
+    from cqd_hub.report import build_report, results_table
     from cqd_hub.run.evolve import evolve as run
     from cqd_hub.run.progress import Stopped
 
@@ -57,14 +58,8 @@ def evolve(
         print(f"stopped; to go on: {_again()}", file=sys.stderr)
         raise typer.Exit(130) from None
     page = build_report(folder)
-    rows = results_table(folder)
-    if as_json:
-        from cqd_hub.cli.tables import print_json_rows
-
-        print_json_rows(rows)
-        return
-    print(format_table(rows))
-    if not quiet:
+    print_rows(results_table(folder), as_json=as_json)
+    if not quiet and not as_json:
         print(f"\npage:   {page.page}", file=sys.stderr)
         print(
             f"export: cqd-hub export {shlex.quote(str(folder))} best --to my-model", file=sys.stderr

@@ -1,8 +1,10 @@
-"""Result rows as JSON lines."""
+"""Result rows on stdout: a table that fits the terminal, or JSON lines."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,14 @@ if TYPE_CHECKING:
     from cqd_hub.report import Row
 
 
-def print_json_rows(rows: Sequence[Row]) -> None:
-    """One object per model on stdout."""
+def print_rows(rows: Sequence[Row], *, as_json: bool) -> None:
+    """Print the table, or one object per model."""
+    if not as_json:
+        from cqd_hub.report import format_table
+
+        wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(format_table(rows, width=wide))
+        return
     for row in rows:
         record = {
             "id": row.id,

@@ -67,13 +67,15 @@ def make_cycle(recipe: Recipe, expert_scores: Sequence[Mapping[str, float]]) -> 
 
 def replay(cycle: Cycle, recipe: Recipe, journal: Journal) -> Iterator[Told]:
     """Tell an empty *cycle* everything the journal's run was told, in the same order."""
+    told = journal.told()  # before the scores: another process may be writing
     scores = journal.scores("optimisation")
-    for individual in journal.told():
+    for individual in told:
         row = vector(scores[individual], recipe)
         yield Told(individual, row, cycle.tell(individual, row))
 
 
 def expert_scores(journal: Journal) -> list[dict[str, float]]:
     """Every expert's optimisation scores, in the order of the recipe."""
+    experts = [expert.id for expert in journal.individuals(Role.EXPERT)]
     scores = journal.scores("optimisation")
-    return [scores[expert.id] for expert in journal.individuals(Role.EXPERT)]
+    return [scores[expert] for expert in experts]
