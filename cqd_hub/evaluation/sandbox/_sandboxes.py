@@ -1,0 +1,267 @@
+"""The sandboxes: warm workers (bubblewrap, landlock) and one container per answer (docker)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Protocol
+
+from cqd_hub.errors import UserError
+
+from ._programs import (
+    Limits,
+    Outcome,
+    Program,
+    SandboxFailure,
+    Status,
+    outcome_of,
+    printable,
+    request_of,
+)
+from ._start import FLAGS, Start, first_frame, frame
+from ._worker import PATIENCE, PROBE, Worker, WorkerLost, exchange, last_words, sound
+
+WALLS = (1, 3, 9)  # the wall limit of each attempt, as a multiple of the asked one
+_PYTHON = f"Python {platform.python_version()}"
+GUARANTEES = {
+    "bubblewrap": (
+        "own user, pid, mount, ipc, uts, cgroup and network namespaces per worker, and user, pid, "
+        "mount and ipc ones per answer; no network, no host files but a read-only /usr and Python; "
+        "private tmpfs bounded in bytes and files; no capabilities, filtered system calls; CPU, "
+        "memory per process, process count, output and wall time bounded; total memory sampled, "
+        f"not reserved; same kernel; {_PYTHON}"
+    ),
+    "landlock": (
+        "weaker than bubblewrap: no namespaces; Landlock hides files beyond a read-only /usr, "
+        "Python and a private folder; no sockets, filtered system calls; CPU, memory per process, "
+        "output and wall time bounded; total memory, processes, bytes and files written sampled "
+        f"every 25 ms, not reserved; same kernel, same process numbers; {_PYTHON}"
+    ),
+    "docker": (
+        "one container per answer without network, capabilities or a writable root; memory, "
+        "processes, CPU, tmpfs, output and wall time bounded; as strong as the container engine; "
+        "Python and tools of image {image}"
+    ),
+}
+
+
+class Sandbox(Protocol):
+    """A place where text written by a model may run.
+
+    Attributes:
+        kind: bubblewrap, landlock or docker.
+        guarantees: One line for the manifest: what is bounded and what is not.
+    """
+
+    kind: str
+    guarantees: str
+
+    async def run(self, program: Program, limits: Limits = ...) -> Outcome:
+        """Run one program in a box of its own; calls queue for free workers.
+
+        Raises:
+            SandboxFailure: the machine failed three times; the answer has no verdict.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End every box."""
+        ...
+
+    async def __aenter__(self) -> Sandbox: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class _Base:
+    kind: str
+    guarantees: str
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    async def run(self, program: Program, limits: Limits = Limits()) -> Outcome:  # noqa: B008
+        request = request_of(program, limits)
+        reasons, deaths = [], 0
+        for factor in WALLS:
+            request["limits"]["wall_seconds"] = limits.wall_seconds * factor
+            try:
+                report = await self._attempt(request, fresh=factor != WALLS[0])
+            except WorkerLost as lost:
+                reasons.append(str(lost))
+                deaths += lost.died
+                continue
+            if report["end"] != "wall":
+                return outcome_of(program, report)
+            reasons.append(f"no core for it within {limits.wall_seconds * factor:g} s")
+        if deaths == len(WALLS):
+            # Every fresh box ran a trivial answer before this one ended it.
+            return Outcome(Status.FAILED, None, f"ended its box each time: {reasons[-1]}", 0.0)
+        raise SandboxFailure(
+            f"an answer could not be run: {'; '.join(reasons)}",
+            where=f"{self.kind} sandbox",
+            remedy="free some cores or memory, then run the same command again",
+        )
+
+    async def _attempt(self, request: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class WarmSandbox(_Base):
+    """Answers queue over *workers* warm boxes; a box that misbehaves is replaced."""
+
+    def __init__(
+        self, kind: str, start: Callable[[], AbstractContextManager[Start]], workers: int
+    ) -> None:
+        self.kind, self.guarantees = kind, f"{kind}: {GUARANTEES[kind]}"
+        self._start = start
+        self._idle: asyncio.Queue[Worker | None] = asyncio.Queue()
+        for _ in range(workers):
+            self._idle.put_nowait(None)
+
+    async def open(self) -> None:
+        """Start one worker now, so that what is missing shows at once; the others when needed."""
+        self._idle.get_nowait()
+        self._idle.put_nowait(await self._new())
+
+    async def _new(self) -> Worker:
+        worker = Worker(self._start)
+        try:
+            await worker.open()
+        except BaseException:
+            await worker.close()
+            raise
+        return worker
+
+    async def _attempt(self, request: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
+        worker = await self._idle.get()
+        healthy = False
+        try:
+            if worker is not None and fresh:
+                await worker.close()
+                worker = None
+            if worker is None:
+                worker = await self._new()
+            report = await worker.ask(request)
+            healthy = True
+            return report
+        finally:
+            if worker is not None and not healthy:  # lost, or this call was cancelled midway
+                await worker.close()
+            self._idle.put_nowait(worker if healthy else None)
+
+    async def close(self) -> None:
+        while not self._idle.empty():
+            worker = self._idle.get_nowait()
+            if worker is not None:
+                await worker.close()
+
+
+class DockerSandbox(_Base):
+    """One container per answer: slow to start, nothing to share."""
+
+    kind = "docker"
+
+    def __init__(self, image: str, workers: int) -> None:
+        self.guarantees = f"docker: {GUARANTEES['docker'].format(image=image)}"
+        self._image = image
+        self._free = asyncio.Semaphore(workers)
+        self._first = first_frame({"kind": "container", "once": True})
+
+    async def open(self) -> None:
+        """Run a trivial answer.
+
+        Raises:
+            UserError: no engine, no image, or no python3 (3.9 or later) or bash in it.
+        """
+        try:
+            report = await self._attempt(PROBE, fresh=True)
+        except (WorkerLost, FileNotFoundError) as error:
+            raise UserError(
+                f"the docker sandbox does not work: {error}",
+                remedy="start the engine, and `docker pull` an image with python3 and bash",
+            ) from None
+        if not sound(report):
+            raise UserError(f"the docker sandbox does not work: {printable(str(report))}")
+
+    async def _attempt(self, request: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
+        name = f"cqd-hub-{uuid.uuid4().hex}"
+        async with self._free:
+            pipe = asyncio.subprocess.PIPE
+            process = await asyncio.create_subprocess_exec(
+                *_docker_run(name, self._image, request["limits"]),
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,
+            )
+            wall = request["limits"]["wall_seconds"] + PATIENCE + 30
+            try:
+                async with asyncio.timeout(wall):
+                    # Standard input stays open until the report is here: a box ends when it ends.
+                    report = await exchange(process, self._first + frame(request))
+            except TimeoutError:
+                raise WorkerLost("the container hung") from None
+            except (OSError, EOFError, ValueError):
+                words = await last_words(process)
+                await process.wait()
+                raise WorkerLost(words, died=process.returncode == 137) from None
+            finally:
+                await self._end(process, name)
+        if report["end"] == "setup":
+            raise WorkerLost(printable(report["detail"]))
+        return report
+
+    async def _end(self, process: asyncio.subprocess.Process, name: str) -> None:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), 10)
+        except TimeoutError:
+            pipe = asyncio.subprocess.PIPE
+            killer = await asyncio.create_subprocess_exec(
+                "docker", "kill", name, stdout=pipe, stderr=pipe
+            )
+            await killer.communicate()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def close(self) -> None:
+        """Nothing stays: a container ends with its answer."""
+
+
+def _docker_run(name: str, image: str, limits: dict[str, Any]) -> list[str]:
+    memory = limits["memory_mb"] + 2 * limits["disk_mb"] + 64  # its tmpfs and the keeper count too
+    tmpfs = f"rw,exec,nosuid,nodev,size={limits['disk_mb']}m,nr_inodes={limits['files'] + 1}"
+    return [
+        *("docker", "run", "--rm", "--interactive", "--name", name, "--pull", "never"),
+        *("--network", "none", "--ipc", "none", "--read-only", "--log-driver", "none"),
+        *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "65534:65534"),
+        *("--pids-limit", str(limits["processes"] + 2)),
+        *("--memory", f"{memory}m", "--memory-swap", f"{memory}m"),
+        *("--tmpfs", f"/work:{tmpfs},mode=1777", "--tmpfs", f"/tmp:{tmpfs},mode=1777"),
+        *("--hostname", "box", "--workdir", "/work", "--env", "PYTHONHASHSEED=0"),
+        *("--entrypoint", "python3", image, *FLAGS),
+    ]

@@ -1,0 +1,98 @@
+"""The answer's private folder: filled before, read back after, emptied."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+
+
+class TooLarge(Exception):
+    """More content than the output limit."""
+
+
+def write_tree(root: str, files: Mapping[str, str]) -> None:
+    for path, content in files.items():
+        place = os.path.join(root, path)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with open(place, "x", encoding="utf-8", newline="") as file:
+            file.write(content)
+
+
+def read_tree(root: str, most: int) -> dict[str, object]:
+    """Return {"files": {path: text}, "folders": [path], "links": {path: target}}.
+
+    Nothing is followed or opened but regular files; names and contents that are not UTF-8 get
+    replacement characters.
+
+    Raises:
+        TooLarge: contents and names exceed *most* bytes.
+        OSError, RecursionError: a tree that cannot be walked (too deep).
+    """
+    files: dict[str, str] = {}
+    folders: list[str] = []
+    links: dict[str, str] = {}
+    left = most
+
+    def walk(folder: int, prefix: str) -> None:
+        nonlocal left
+        for name in sorted(os.listdir(folder)):
+            shown = prefix + os.fsencode(name).decode("utf-8", "replace")
+            left -= len(shown.encode())
+            kind = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(kind):
+                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                try:
+                    folders.append(shown)
+                    walk(inner, shown + "/")
+                finally:
+                    os.close(inner)
+            elif stat.S_ISLNK(kind):
+                target = os.fsencode(os.readlink(name, dir_fd=folder)).decode("utf-8", "replace")
+                left -= len(target)
+                links[shown] = target
+            elif stat.S_ISREG(kind):
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                with os.fdopen(os.open(name, flags, dir_fd=folder), "rb") as file:
+                    content = file.read(max(left, 0) + 1)
+                left -= len(content)
+                files[shown] = content.decode("utf-8", "replace")
+            if left < 0:
+                raise TooLarge
+
+    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        walk(top, "")
+    finally:
+        os.close(top)
+    return {"files": files, "folders": folders, "links": links}
+
+
+def usage(root: str, most_files: int) -> tuple[int, int]:
+    """Return (bytes allocated, entries) below *root*; stops counting beyond *most_files*."""
+    taken, entries = 0, 0
+    queue = [root]
+    while queue and entries <= most_files:
+        try:
+            with os.scandir(queue.pop()) as found:
+                for entry in found:
+                    entries += 1
+                    taken += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        queue.append(entry.path)
+        except OSError:  # it changes while we look
+            continue
+    return taken, entries
+
+
+def empty(root: str) -> None:
+    """Remove everything below *root*, whatever its modes; links are not followed."""
+    os.chmod(root, 0o700)
+    with os.scandir(root) as found:
+        entries = list(found)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            empty(entry.path)
+            os.rmdir(entry.path)
+        else:
+            os.unlink(entry.path)

@@ -1,0 +1,1 @@
+"""Sandbox tests; a package so that they share the fixture's helpers."""
