@@ -14,13 +14,14 @@ class Scales:
     """Splits Σ_i g_i u_i s_i v_iᵀ (+ t · tail) into t·τ + Σ_i (g_i - t) u_i s_i v_iᵀ.
 
     Where an expert's factors (with the tail, if it has one) sum to its task vector, t·τ can be
-    taken from the expert itself: nothing is multiplied for directions that share one scale, and
-    little magnitude is left in the product for the others. t is the tail's scale, or without a
-    tail the middle of the scales' range.
+    taken from the expert itself, and nothing is multiplied for directions that share one scale.
+    t is the tail's scale; without a tail, the scale that all directions have, or 0 if they differ.
 
     Args:
         basis: What the coefficients scale.
         whole: The kinds of expert that t·τ is taken of where there is no tail; tails always.
+        centred: Where the scales differ and there is no tail, take the middle of their range for t
+            instead of 0, so that the left-over is small.
 
     Attributes:
         dense: The (slot, expert) pairs that t·τ is taken of.
@@ -32,6 +33,7 @@ class Scales:
         basis: Basis,
         *,
         whole: tuple[type[FullExpert | LoraExpert], ...] = (FullExpert,),
+        centred: bool = False,
     ) -> None:
         layout = basis.layout
         segments = [
@@ -47,6 +49,7 @@ class Scales:
                 for segment in segments
             ]
         )
+        self._centred = centred
         self._place = tuple(np.array([(s.slot, s.expert) for s in segments]).T)
         self._lengths = np.array([segment.stop - segment.start for segment in segments])
         self._shape = (len(layout.slots), len(layout.experts))
@@ -67,7 +70,8 @@ class Scales:
         In a slot with a core t is 0: the core's frame carries all of the slot.
         """
         g = genome.coefficients.astype(np.float64)
-        middle = (np.minimum.reduceat(g, self._starts) + np.maximum.reduceat(g, self._starts)) / 2
+        low, high = (extreme.reduceat(g, self._starts) for extreme in (np.minimum, np.maximum))
+        middle = np.where(self._centred | (low == high), (low + high) / 2, 0.0)
         t = np.where(self._dense, np.where(self._tailed, g[self._last], middle), 0.0)
         shared = np.zeros(self._shape)
         shared[self._place] = t

@@ -61,6 +61,19 @@ def test_half_precision_weights_are_near_the_rounded_exact_ones(
                 assert (half[name].float() - truth).norm() <= 1.05 * unavoidable, name
 
 
+def test_without_bfloat16_hardware_the_exact_weights_are_rounded_once(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Materialiser, "_multiplies_bfloat16", False)
+    made = family(dtype="bfloat16")
+    basis = basis_of(made.base, made.full[:2], tmp_path, rank=6)
+    materialiser = Materialiser(basis)
+    for genome in individuals(basis):
+        exact = materialiser.state(genome, dtype=torch.float32)
+        for name, tensor in materialiser.state(genome).items():
+            assert torch.equal(tensor, exact[name].bfloat16()), name
+
+
 def test_blocks_do_not_show(family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = family()
     basis = basis_of(made.base, [made.full[0], made.lora[0]], tmp_path, rank=6)

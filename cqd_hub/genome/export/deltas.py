@@ -28,7 +28,11 @@ class Deltas:
 
     def __init__(self, genome: Genome, basis: Basis, *, beside_experts: bool = False) -> None:
         self.genome, self.basis = genome, basis
-        scales = Scales(basis, whole=(FullExpert, LoraExpert) if beside_experts else ())
+        scales = Scales(
+            basis,
+            whole=(FullExpert, LoraExpert) if beside_experts else (),
+            centred=beside_experts,
+        )
         shared, self._own = scales.split(genome)
         self._stack = scales.stack
         self.weights = shared if beside_experts else np.zeros_like(shared)
