@@ -254,14 +254,16 @@ class DockerSandbox(_Base):
 
 def _docker_run(name: str, image: str, limits: dict[str, Any]) -> list[str]:
     memory = limits["memory_mb"] + 2 * limits["disk_mb"] + 64  # its tmpfs and the keeper count too
-    tmpfs = f"rw,exec,nosuid,nodev,size={limits['disk_mb']}m,nr_inodes={limits['files'] + 1}"
+    # Owned by the user: a mode would yield to that of the image's own folder.
+    tmpfs = "rw,exec,nosuid,nodev,uid=65534,gid=65534,mode=755,"
+    tmpfs += f"size={limits['disk_mb']}m,nr_inodes={limits['files'] + 1}"
     return [
         *("docker", "run", "--rm", "--interactive", "--name", name, "--pull", "never"),
         *("--network", "none", "--ipc", "none", "--read-only", "--log-driver", "none"),
         *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "65534:65534"),
         *("--pids-limit", str(limits["processes"] + 2)),
         *("--memory", f"{memory}m", "--memory-swap", f"{memory}m"),
-        *("--tmpfs", f"/work:{tmpfs},mode=1777", "--tmpfs", f"/tmp:{tmpfs},mode=1777"),
+        *("--tmpfs", f"/work:{tmpfs}", "--tmpfs", f"/tmp:{tmpfs}"),
         *("--hostname", "box", "--workdir", "/work", "--env", "PYTHONHASHSEED=0"),
         *("--entrypoint", "python3", image, *FLAGS),
     ]

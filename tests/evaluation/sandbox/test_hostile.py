@@ -267,7 +267,7 @@ def f():
     return found
 """
     assert box.run(call(code)).value == [{"ok": []}]
-    script = ShellScript(f"ln -s {secret} l; cat l; cp l c; ls /home /root/.ssh /work/main")
+    script = ShellScript(f"ln -s {secret} l; cat l; cp l c; ls /root/.ssh /work/main")
     value = box.run(script).value
     assert value["stdout"] == ""
     assert value["files"] == {}
@@ -476,7 +476,5 @@ def test_special_files_are_not_read(box: Box) -> None:
         "mkfifo p; ln -s /etc/passwd l; ln -s / r;mkdir closed; printf x > closed/f; chmod 0 closed"
     )
     outcome = box.run(ShellScript(script))
-    if box.kind == "docker" and outcome.status is Status.FAILED:  # its keeper has no privilege
-        return
     assert outcome.value["files"] == {"closed/f": "x"}
     assert outcome.value["links"] == {"l": "/etc/passwd", "r": "/"}

@@ -22,8 +22,8 @@ def write_tree(root: str, files: Mapping[str, str]) -> None:
 def read_tree(root: str, most: int) -> dict[str, object]:
     """Return {"files": {path: text}, "folders": [path], "links": {path: target}}.
 
-    Nothing is followed or opened but regular files; names and contents that are not UTF-8 get
-    replacement characters.
+    Nothing is followed or opened but regular files, even those closed to their owner; names and
+    contents that are not UTF-8 get replacement characters.
 
     Raises:
         TooLarge: contents and names exceed *most* bytes.
@@ -40,6 +40,8 @@ def read_tree(root: str, most: int) -> dict[str, object]:
             shown = prefix + os.fsencode(name).decode("utf-8", "replace")
             left -= len(shown.encode())
             kind = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            if not stat.S_ISLNK(kind) and kind & 0o500 != 0o500:
+                os.chmod(name, 0o700, dir_fd=folder)
             if stat.S_ISDIR(kind):
                 inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
                 try:

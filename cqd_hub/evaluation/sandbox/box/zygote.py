@@ -78,10 +78,11 @@ def main(config: Mapping[str, Any]) -> None:
     while os.open("/dev/null", os.O_RDONLY) < answer.REPLY:  # keep the answer's numbers taken
         pass
     box = Box(config)
+    for name in WARM.split():
+        with contextlib.suppress(ImportError):  # a small image may lack sqlite3
+            importlib.import_module(name)
     if config["once"]:
         os._exit(box.serve())
-    for name in WARM.split():
-        importlib.import_module(name)
     gc.collect()
     gc.freeze()
     while True:
