@@ -11,6 +11,7 @@ arithmetic, full-rank SVD mutation from precomputed factors, save, reload.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
@@ -23,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -89,10 +91,6 @@ def make_models(folder: Path, shape: dict[str, int]) -> None:
 
 
 def make_lora(folder: Path, base: dict[str, torch.Tensor], rank: int) -> None:
-    import json
-
-    from safetensors.torch import save_file
-
     tensors = {}
     for name, weight in base.items():
         if name.endswith("_proj.weight"):
@@ -214,7 +212,7 @@ def report(folder: Path, repeats: int) -> None:
 
     model = load(folder / "base")
     dense = basis(full)
-    total = dense.layout.slots and max(sum(row) for row in dense.layout.ranks)
+    total = max(sum(row) for row in dense.layout.ranks)
     ours = {
         "(c) LoRA, R=64 (2x32)": GenomePath(basis(lora[32][:2]), model, generations=3),
         "(c) truncated, R=64 (2x32)": GenomePath(
