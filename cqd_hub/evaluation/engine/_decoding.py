@@ -24,6 +24,8 @@ class StopWords:
         # A token is at least one byte, so the newest stop lies within this many tokens.
         self._window = max((len(word.encode()) for word in self._words), default=0) + 4
         self._last = {word[-1] for word in self._words} | {"\ufffd"}
+        # Some tokenizers drop the space that a lone token begins with.
+        self._spaced = any(word[-1].isspace() for word in self._words)
         self._may_end: dict[int, bool] = {}
 
     def found(self, tokens: Sequence[int]) -> bool:
@@ -33,7 +35,7 @@ class StopWords:
         newest = tokens[-1]
         if newest not in self._may_end:
             text = self._decode([newest], skip_special_tokens=False)
-            self._may_end[newest] = any(letter in text for letter in self._last)
+            self._may_end[newest] = self._spaced or any(letter in text for letter in self._last)
         if not self._may_end[newest]:
             return False
         tail = self._decode(tokens[-self._window :], skip_special_tokens=False)
@@ -62,15 +64,7 @@ def generate(
         One reply per request, in order.
     """
     device = model.device
-    longest = max(len(request.prompt) for request in requests)
-    padding = tokenizer.pad_token_id or 0
-    ids = torch.full((len(requests), longest), padding, dtype=torch.long)
-    mask = torch.zeros((len(requests), longest), dtype=torch.long)
-    for row, request in enumerate(requests):
-        ids[row, longest - len(request.prompt) :] = torch.tensor(request.prompt)
-        mask[row, longest - len(request.prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    ids, mask, positions = _left_padded([request.prompt for request in requests], device)
     stops = {words: StopWords(tokenizer, words) for words in {r.stop for r in requests}}
     watch = [stops[request.stop] for request in requests]
     draws = [_draws(request) for request in requests]
@@ -119,29 +113,38 @@ def generate(
 
 
 @torch.inference_mode()
-def log_likelihoods(
-    model: PreTrainedModel, tokenizer: Any, requests: Sequence[LogLikelihood]
-) -> list[Reply]:
-    """Score a batch of continuations, right-padded (causal attention never sees the padding)."""
-    device, padding = model.device, tokenizer.pad_token_id or 0
-    rows = [request.prompt + request.continuation for request in requests]
-    longest = max(len(row) for row in rows) - 1
-    ids = torch.tensor(
-        [list(row[:-1]) + [padding] * (longest - len(row) + 1) for row in rows], device=device
-    )
-    mask = torch.tensor(
-        [[1] * (len(row) - 1) + [0] * (longest - len(row) + 1) for row in rows], device=device
-    )
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+def log_likelihoods(model: PreTrainedModel, requests: Sequence[LogLikelihood]) -> list[Reply]:
+    """Score a batch of continuations, left-padded so that all of them end in the last column."""
+    rows = [(request.prompt + request.continuation)[:-1] for request in requests]
+    ids, mask, positions = _left_padded(rows, model.device)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=max(len(request.continuation) for request in requests),
+    ).logits
     replies = []
     for row, request in enumerate(requests):
-        start, stop = len(request.prompt) - 1, len(rows[row]) - 1
-        target = torch.tensor(request.continuation, device=device)
-        log_probs = logits[row, start:stop].float().log_softmax(-1)
+        target = torch.tensor(request.continuation, device=model.device)
+        log_probs = logits[row, -len(target) :].float().log_softmax(-1)
         picked = log_probs.gather(1, target[:, None]).sum()
         greedy = bool((log_probs.argmax(-1) == target).all())
         replies.append(Reply(finish="scored", log_likelihood=float(picked), greedy=greedy))
     return replies
+
+
+def _left_padded(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, attention mask and positions, each [rows, longest]; masked ids do not matter."""
+    longest = max(len(row) for row in rows)
+    ids, mask = torch.zeros((2, len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, longest - len(row) :] = torch.tensor(row)
+        mask[number, longest - len(row) :] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return ids.to(device), mask.to(device), positions.to(device)
 
 
 def _without_end(tokens: list[int], end: frozenset[int]) -> list[int]:

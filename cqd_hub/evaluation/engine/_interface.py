@@ -22,7 +22,7 @@ class Generate:
     """Continue a prompt.
 
     Args:
-        prompt: Token ids.
+        prompt: Token ids, at least one.
         max_new_tokens: Limit on the answer.
         stop: Strings that end the answer and are cut from it.
         temperature: 0 is greedy.
@@ -40,7 +40,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """Score *continuation* (token ids) after *prompt* (token ids, at least one)."""
+    """Score *continuation* after *prompt* (token ids, at least one each)."""
 
     prompt: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -84,7 +84,13 @@ class Engine(Protocol):
     def submit(self, candidate: Candidate, request: Request) -> asyncio.Future[Reply]:
         """Queue a request; results come as they finish, in no particular order.
 
+        Cancelling the future withdraws the request; leaving the engine cancels what still waits.
+
+        Raises:
+            RuntimeError: The engine is not open.
+
         Raises (from the future):
             UserError: The request does not fit the model's context.
+            RunError: It does not fit the device's memory.
         """
         ...

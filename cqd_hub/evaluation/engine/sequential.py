@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from cqd_hub.errors import UserError
+from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.engine._decoding import generate, log_likelihoods
 from cqd_hub.evaluation.engine._interface import (
     Candidate,
@@ -24,6 +25,7 @@ from cqd_hub.evaluation.engine._interface import (
 from cqd_hub.genome import Basis, Materialiser
 
 _Request = TypeVar("_Request", Generate, LogLikelihood)
+_Result = TypeVar("_Result")
 
 
 class _Job(NamedTuple):
@@ -51,23 +53,30 @@ class SequentialEngine:
         folder = basis.base.checkpoint.path
         self._model = load_model(folder, device=device, dtype=dtype)
         self._tokenizer = load_tokenizer(folder)
+        self._folder, self._rows = folder, self._model.get_input_embeddings().num_embeddings
         self._parameters = dict(self._model.named_parameters())
-        missing = [name for name in basis.base.names if name not in self._parameters]
-        if missing:
-            raise UserError(
-                f"transformers keeps {missing[0]} under another name",
-                where=str(folder),
-                remedy="this architecture is not supported yet",
-            )
+        self._check(set(basis.base.names))
         self._materialiser = Materialiser(basis, device=device)
         self._batch_tokens = batch_tokens
         self._context = getattr(self._model.config, "max_position_embeddings", None) or 1 << 30
         self._end = _end_tokens(self._model, self._tokenizer)
         self._resident: Candidate | None = None
-        self._queue: asyncio.Queue[_Job] = asyncio.Queue()
+        self._waiting: list[_Job] = []
+        self._arrival: asyncio.Event
         self._worker: asyncio.Task[None] | None = None
+        self._running: asyncio.Future[Any] | None = None
         self.seconds = {"materialise": 0.0, "generate": 0.0}
         self._path = f"sequential/{str(dtype).removeprefix('torch.')}/{torch.device(device).type}"
+
+    def _check(self, stored: set[str]) -> None:
+        """Refuse what transformers would fill in at random, or leave unused."""
+        for name in sorted(stored ^ set(self._parameters)):
+            keeps = "keeps {} under another name" if name in stored else "also needs {}"
+            raise UserError(
+                f"transformers {keeps.format(name)}",
+                where=str(self._folder),
+                remedy="save the model again with this transformers, or choose another base",
+            )
 
     @property
     def path(self) -> str:
@@ -80,6 +89,7 @@ class SequentialEngine:
         return self._tokenizer
 
     async def __aenter__(self) -> SequentialEngine:
+        self._arrival = asyncio.Event()  # belongs to the running loop
         self._worker = asyncio.create_task(self._work())
         return self
 
@@ -87,59 +97,92 @@ class SequentialEngine:
         if self._worker:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
+        if self._running:
+            await asyncio.gather(self._running, return_exceptions=True)
+        for job in self._waiting:
+            job.future.cancel()
+        self._waiting = []
 
     def submit(self, candidate: Candidate, request: Request) -> asyncio.Future[Reply]:
         """Queue a request; see `Engine.submit`."""
+        if self._worker is None or self._worker.done():
+            raise RuntimeError("the engine is not open")
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if (length := _length(request)) > self._context:
-            future.set_exception(
-                UserError(
-                    f"prompt and answer take {length} tokens, the model holds {self._context}",
-                    remedy="shorten the task's prompts, num_fewshot or answers",
-                )
-            )
+        if error := self._misfit(request):
+            future.set_exception(error)
         else:
-            self._queue.put_nowait(_Job(candidate, request, future))
+            self._waiting.append(_Job(candidate, request, future))
+            self._arrival.set()
         return future
 
+    def _misfit(self, request: Request) -> UserError | None:
+        if (length := _length(request)) > self._context:
+            return UserError(
+                f"prompt and answer take {length} tokens, the model holds {self._context}",
+                remedy="shorten the task's prompts, num_fewshot or answers",
+            )
+        if (largest := max(_ids(request))) >= self._rows:
+            return UserError(
+                f"the tokenizer gives token {largest}, the model has {self._rows}",
+                where=str(self._folder),
+                remedy="give the tokenizer that belongs to the base",
+            )
+        return None
+
     async def _work(self) -> None:
-        waiting: list[_Job] = []
         while True:
-            if not waiting:
-                waiting.append(await self._queue.get())
+            self._waiting = [job for job in self._waiting if not job.future.done()]
+            if not self._waiting:
+                self._arrival.clear()
+                await self._arrival.wait()
             await self._settle()
-            while not self._queue.empty():
-                waiting.append(self._queue.get_nowait())
-            turn = self._next_individual(waiting)
-            mine = [job for job in waiting if job.candidate.id == turn]
-            waiting = [job for job in waiting if job.candidate.id != turn]
-            await self._answer(mine)
+            await self._answer(self._next_jobs())
 
     async def _settle(self) -> None:
         """Let callers that are about to submit do so, so that batches are full and repeatable."""
         size = -1
-        while size != self._queue.qsize():
-            size = self._queue.qsize()
+        while size != len(self._waiting):
+            size = len(self._waiting)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def _next_individual(self, waiting: Sequence[_Job]) -> int:
-        if self._resident and any(job.candidate.id == self._resident.id for job in waiting):
-            return self._resident.id
-        return waiting[0].candidate.id
+    def _next_jobs(self) -> list[_Job]:
+        """All that waits for the resident individual, else for the first in the queue."""
+        of: dict[int, list[_Job]] = {}
+        for job in self._waiting:
+            if not job.future.done():
+                of.setdefault(id(job.candidate.genome), []).append(job)
+        resident = self._resident
+        if resident is not None and id(resident.genome) in of:
+            return of[id(resident.genome)]
+        return next(iter(of.values()), [])
 
     async def _answer(self, jobs: list[_Job]) -> None:
         try:
-            await asyncio.to_thread(self._become, jobs[0].candidate)
+            if jobs:
+                await self._in_thread(self._become, jobs[0].candidate)
             for batch in self._batches(jobs):
-                replies = await asyncio.to_thread(self._run, [job.request for job in batch])
+                if all(job.future.done() for job in batch):  # withdrawn
+                    continue
+                replies = await self._in_thread(self._run, [job.request for job in batch])
                 for job, reply in zip(batch, replies, strict=True):
                     if not job.future.done():
                         job.future.set_result(reply)
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                error = RunError(
+                    "the device's memory does not hold a batch",
+                    remedy="set a smaller evaluation.batch_tokens",
+                )
             for job in jobs:
                 if not job.future.done():
                     job.future.set_exception(error)
+
+    async def _in_thread(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Work beside the event loop; what has begun is finished even when nobody waits for it."""
+        running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+        self._running = running
+        return await asyncio.shield(running)
 
     def _become(self, candidate: Candidate) -> None:
         if self._resident is not None and self._resident.genome is candidate.genome:
@@ -171,7 +214,7 @@ class SequentialEngine:
         if isinstance(requests[0], Generate):
             replies = generate(self._model, self._tokenizer, _all(requests, Generate), self._end)
         else:
-            replies = log_likelihoods(self._model, self._tokenizer, _all(requests, LogLikelihood))
+            replies = log_likelihoods(self._model, _all(requests, LogLikelihood))
         self.seconds["generate"] += time.perf_counter() - start
         return replies
 
@@ -191,7 +234,7 @@ def load_model(folder: Path, *, device: str, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"transformers cannot load it: {_first_line(error)}", where=str(folder)
         ) from None
@@ -225,10 +268,15 @@ def _all(requests: list[Request], kind: type[_Request]) -> list[_Request]:
     return [request for request in requests if isinstance(request, kind)]
 
 
-def _length(request: Request) -> int:
+def _ids(request: Request) -> tuple[int, ...]:
     if isinstance(request, Generate):
-        return len(request.prompt) + request.max_new_tokens
-    return len(request.prompt) + len(request.continuation)
+        return request.prompt
+    return request.prompt + request.continuation
+
+
+def _length(request: Request) -> int:
+    answer = request.max_new_tokens if isinstance(request, Generate) else 0
+    return len(_ids(request)) + answer
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
