@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cqd_hub.evaluation.engine import Candidate, Engine
+from cqd_hub.evaluation.engine import Candidate, Engine, Reply
 from cqd_hub.evaluation.execution import judge
 from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.evaluation.sandbox import Sandbox
@@ -105,7 +106,8 @@ class Evaluator:
             [self.engine.submit(candidate, request) for request in repeats]
             for repeats in sample.requests
         ]
-        replies = [list(await asyncio.gather(*repeats)) for repeats in futures]
+        await asyncio.gather(*itertools.chain(*futures))
+        replies = [[future.result() for future in repeats] for repeats in futures]
         first = replies[0][0]
         path, note = self.engine.path, ""
         if skill.execution:
@@ -114,7 +116,8 @@ class Evaluator:
             text = skill.answer(sample, replies)
             score, note = await self._execute(skill, sample, text)
         else:
-            text = "\n".join(reply.text for reply in replies[0]) if first.text else _choice(replies)
+            scored = first.finish == "scored"
+            text = _choice(replies) if scored else "\n".join(reply.text for reply in replies[0])
             score = skill.score(sample, replies)
         return Measurement(
             skill=skill.name,
@@ -155,7 +158,7 @@ class Evaluator:
         return score, note
 
 
-def _choice(replies: list[list]) -> str:
+def _choice(replies: list[list[Reply]]) -> str:
     """What a log-likelihood task 'answered': the number of the likeliest choice."""
     likelihoods = [answers[0].log_likelihood for answers in replies]
-    return str(max(range(len(likelihoods)), key=likelihoods.__getitem__)) if likelihoods else ""
+    return str(max(range(len(likelihoods)), key=likelihoods.__getitem__))

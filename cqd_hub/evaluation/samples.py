@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 
 from cqd_hub.errors import UserError
 from cqd_hub.randomness import generator
@@ -14,7 +14,7 @@ _SHARES = {"optimisation": (0, 50), "validation": (50, 70), "test": (70, 100)}
 
 
 def choose(
-    sizes: Mapping[str, int],
+    documents: Mapping[str, Sized],
     *,
     evaluation_split: str,
     splits: Splits | None,
@@ -27,7 +27,7 @@ def choose(
     *evaluation_split* in an order shuffled once and for all.
 
     Args:
-        sizes: Dataset split → number of documents.
+        documents: Dataset split → its documents; only splits that serve are looked up.
         where: Named in errors.
 
     Raises:
@@ -36,11 +36,12 @@ def choose(
     chosen: dict[Split, list[tuple[str, int]]] = {}
     for split in SPLITS:
         if splits is not None:
-            found = _slice(getattr(splits, split), sizes, f"{where}.splits.{split}")
-        elif set(SPLITS) <= set(sizes):
-            found = [(split, index) for index in range(sizes[split])]
+            found = _slice(getattr(splits, split), documents, f"{where}.splits.{split}")
+        elif set(SPLITS) <= set(documents):
+            found = [(split, index) for index in range(len(documents[split]))]
         else:
-            order = generator(0, 0, "samples").permutation(sizes[evaluation_split]).tolist()
+            count = len(documents[evaluation_split])
+            order = generator(0, 0, "samples").permutation(count).tolist()
             low, high = (len(order) * share // 100 for share in _SHARES[split])
             found = [(evaluation_split, index) for index in order[low:high]]
         limit = getattr(limits, split)
@@ -70,17 +71,24 @@ def refuse_overlap(
                 )
 
 
-def _slice(text: str, sizes: Mapping[str, int], where: str) -> list[tuple[str, int]]:
+def _slice(text: str, documents: Mapping[str, Sized], where: str) -> list[tuple[str, int]]:
     match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", text.strip())
     if not match:
-        raise UserError(f"{text!r} is not NAME or NAME[START:STOP]", where=where)
-    name = match[1]
-    if name not in sizes:
         raise UserError(
-            f"the dataset has no split {name!r}", where=where, remedy=f"it has {', '.join(sizes)}"
+            f"{text!r} is not NAME or NAME[START:STOP]",
+            where=where,
+            remedy="write, for example, train[:50%]",
         )
-    bounds = [_bound(part, sizes[name]) for part in (match[2], match[3])]
-    return [(name, index) for index in range(sizes[name])[bounds[0] : bounds[1]]]
+    name = match[1]
+    if name not in documents:
+        raise UserError(
+            f"the dataset has no split {name!r}",
+            where=where,
+            remedy=f"it has {', '.join(documents)}",
+        )
+    size = len(documents[name])
+    start, stop = _bound(match[2], size), _bound(match[3], size)
+    return [(name, index) for index in range(size)[start:stop]]
 
 
 def _bound(text: str | None, size: int) -> int | None:

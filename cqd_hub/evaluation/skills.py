@@ -9,23 +9,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cqd_hub import assets
-from cqd_hub.errors import RunError, UserError
+from cqd_hub.errors import CqdHubError, RunError, UserError
 from cqd_hub.evaluation.engine import Reply, Request
 from cqd_hub.evaluation.execution import EXECUTIONS, Execution
 from cqd_hub.evaluation.requests import build_request
 from cqd_hub.evaluation.samples import choose, refuse_overlap
+from cqd_hub.evaluation.tasks import TaskIndex, build_filters, filter_list, load_task
 from cqd_hub.recipe import SPLITS, Recipe, Split
 from cqd_hub.recipe.schema import Skill as SkillSettings
 
 EXECUTED = "executed"
+_POOL = 2000  # documents that few-shot examples are drawn from, at most
 
 
 class Sample(NamedTuple):
@@ -48,7 +52,7 @@ class Skill:
         self._where = f"skills.{name}"
         self.metric, self._filter = self._choose_metric(settings)
         self.execution = self._choose_execution()
-        self._filters = _filters(task)
+        self._filters = build_filters(task)
         self._documents = self._choose_documents(settings, recipe)
         self.samples: dict[Split, tuple[Sample, ...]] = {}
 
@@ -56,7 +60,10 @@ class Skill:
 
     def answer(self, sample: Sample, replies: Sequence[Sequence[Reply]]) -> str:
         """The text after the task's filter, for tasks whose answers run in the sandbox."""
-        return str(self._filtered(sample, replies)[0])
+        answer = self._filtered(sample, replies)[0]
+        while isinstance(answer, list | tuple):  # a filter that does not take the first
+            answer = answer[0] if answer else ""
+        return str(answer)
 
     def score(self, sample: Sample, replies: Sequence[Sequence[Reply]]) -> float:
         """The task's own metric for one sample.
@@ -69,14 +76,9 @@ class Skill:
             UserError: The metric is no number per sample, or not in 0..1.
             RunError: The task's own code failed.
         """
-        try:
-            results = self._task.process_results(sample.document, self._filtered(sample, replies))
-        except Exception as error:  # a task's own code raises whatever it raises
-            raise RunError(
-                f"the task failed on sample {sample.id}: {type(error).__name__}: {error}",
-                where=f"{self._where}.task",
-                remedy="mend the task; what was evaluated is kept",
-            ) from error
+        filtered = self._filtered(sample, replies)
+        with self._task_code(sample.id):
+            results = self._task.process_results(sample.document, filtered)
         value = results.get(self.metric)
         if not isinstance(value, int | float) and not hasattr(value, "item"):
             raise UserError(
@@ -107,8 +109,22 @@ class Skill:
             )
             for instance, answers in zip(sample.instances, replies, strict=True)
         ]
-        self._filters[self._filter].apply(instances)
+        with self._task_code(sample.id):
+            self._filters[self._filter].apply(instances)
         return [instance.filtered_resps[self._filter] for instance in instances]
+
+    @contextlib.contextmanager
+    def _task_code(self, place: str, kind: type[CqdHubError] = RunError) -> Iterator[None]:
+        try:
+            yield
+        except CqdHubError:
+            raise
+        except Exception as error:  # a task's own code raises whatever it raises
+            raise kind(
+                f"the task failed on document {place}: {type(error).__name__}: {error}",
+                where=f"{self._where}.task",
+                remedy="mend the task",
+            ) from error
 
     # Documents to requests.
 
@@ -118,23 +134,54 @@ class Skill:
         Raises:
             UserError: Two splits hold the same question, or the task needs what no engine gives.
         """
-        template = partial(tokenizer.apply_chat_template, tokenize=False)
+        template = partial(_chat, tokenizer)
         if settings.chat_template and not tokenizer.chat_template:
             raise UserError(
                 "the base has no chat template",
                 where=f"{self._where}.chat_template",
                 remedy="set chat_template: false",
             )
+        questions = {
+            split: [self._question(place, document) for place, document in documents]
+            for split, documents in self._documents.items()
+        }
+        refuse_overlap(questions, lambda text: f"the question {text[-60:]!r}", self._where)
+        self._keep_shots_apart(settings, set().union(*questions.values()))
         for split, documents in self._documents.items():
             self.samples[split] = tuple(
                 self._sample(place, document, tokenizer, template, settings, seed)
                 for place, document in documents
             )
-        refuse_overlap(
-            {split: [_question(s) for s in samples] for split, samples in self.samples.items()},
-            lambda question: f"the question {question[0][-60:]!r}",
-            self._where,
-        )
+
+    def _question(self, place: str, document: dict[str, Any]) -> str:
+        with self._task_code(place, UserError):
+            return _question(self._task, document)
+
+    def _keep_shots_apart(self, settings: SkillSettings, sampled: set[str]) -> None:
+        """Take every sample out of the documents that few-shot examples are drawn from."""
+        from lm_eval.api.samplers import FirstNSampler
+
+        task, shots = self._task, self._shots(settings)
+        if not shots or (task.fewshot_cfg.split is None and task.fewshot_cfg.samples):
+            return
+        ordered = isinstance(task.sampler, FirstNSampler)
+        pool = list(task.sampler.fewshot_docs())
+        if len(pool) > _POOL and not ordered:
+            pool = random.Random(0).sample(pool, _POOL)
+        pool = [d for d in pool if self._question("for few-shot examples", d) not in sampled]
+        # Where examples come from the test split, lm-eval draws one more than it shows.
+        spare = task.fewshot_cfg.split == task.config.test_split and not ordered
+        if len(pool) < shots + spare:
+            raise UserError(
+                f"{len(pool)} documents are left for {shots} few-shot examples beside the samples",
+                where=f"{self._where}.num_fewshot",
+                remedy="lower it, or leave some documents out of `splits` or `samples`",
+            )
+        task.sampler.replace_df(pool)
+
+    def _shots(self, settings: SkillSettings) -> int:
+        chosen = settings.num_fewshot
+        return chosen if chosen is not None else self._task.config.num_fewshot or 0
 
     @property
     def fingerprint(self) -> str:
@@ -156,22 +203,25 @@ class Skill:
         seed: int,
     ) -> Sample:
         task, chat = self._task, settings.chat_template
-        shots = settings.num_fewshot
-        context = task.fewshot_context(
-            document,
-            num_fewshot=shots if shots is not None else task.config.num_fewshot or 0,
-            apply_chat_template=chat,
-            chat_template=template if chat else None,
-            gen_prefix=task.doc_to_prefix(document),
-        )
-        repeats = task.config.repeats or 1
-        built = task.construct_requests(
-            doc=document,
-            ctx=context,
-            metadata=(task.task_name, 0, repeats),
-            apply_chat_template=chat,
-            chat_template=template if chat else None,
-        )
+        # Examples are drawn for each document anew: the same ones whatever was asked before.
+        draw = int.from_bytes(hashlib.sha256(place.encode()).digest()[:4])
+        task.set_fewshot_seed(draw)
+        with self._task_code(place, UserError):
+            context = task.fewshot_context(
+                document,
+                num_fewshot=self._shots(settings),
+                apply_chat_template=chat,
+                chat_template=template if chat else None,
+                gen_prefix=task.doc_to_prefix(document),
+            )
+            repeats = task.config.repeats or 1
+            built = task.construct_requests(
+                doc=document,
+                ctx=context,
+                metadata=(task.task_name, 0, repeats),
+                apply_chat_template=chat,
+                chat_template=template if chat else None,
+            )
         instances = tuple(built) if isinstance(built, list) else (built,)
         digest = hashlib.sha256(f"{seed} {self.name} {place}".encode()).digest()
         requests = tuple(
@@ -193,7 +243,7 @@ class Skill:
 
     def _choose_metric(self, settings: SkillSettings) -> tuple[str, str]:
         metric, _, chosen = settings.metric.partition(",")
-        names = [name for name, _ in _filter_list(self._task)]
+        names = [name for name, _ in filter_list(self._task)]
         if chosen and chosen not in names:
             raise UserError(
                 f"task {settings.task} has no filter {chosen!r}",
@@ -227,39 +277,58 @@ class Skill:
                     remedy=f"set metadata.execution to {' | '.join(EXECUTIONS)} in its YAML",
                 )
             return EXECUTIONS[kind]
-        if self._task.config.unsafe_code and kind not in EXECUTIONS:
+        if self._task.config.unsafe_code:
             raise UserError(
                 "lm-eval marks this task unsafe: it would run model-written code unconfined",
                 where=f"{self._where}.task",
-                remedy="use a task with metadata.execution and metric: executed",
+                remedy="use a task with metadata.execution, and metric: executed",
             )
         return None
 
     def _choose_documents(
         self, settings: SkillSettings, recipe: Recipe
     ) -> dict[Split, list[tuple[str, dict[str, Any]]]]:
-        config, dataset = self._task.config, self._task.dataset
+        config = self._task.config
+        documents = _Documents(self._task.dataset, config.process_docs)
         places = choose(
-            {split: len(dataset[split]) for split in dataset},
+            documents,
             evaluation_split=config.test_split or config.validation_split,
             splits=settings.splits,
             limits=recipe.limits(self.name),
             where=self._where,
         )
-        needed = {split for chosen in places.values() for split, _ in chosen}
-        process = config.process_docs or (lambda documents: documents)
-        processed = {split: process(dataset[split]) for split in needed}
-        result: dict[Split, list[tuple[str, dict[str, Any]]]] = {}
-        for purpose, chosen in places.items():
-            result[purpose] = [(f"{s}:{index}", processed[s][index]) for s, index in chosen]
+        result: dict[Split, list[tuple[str, dict[str, Any]]]] = {
+            purpose: [(f"{split}:{index}", documents[split][index]) for split, index in chosen]
+            for purpose, chosen in places.items()
+        }
         if self.execution:
-            for place, document in result["optimisation"][:1]:
-                missing = [key for key in self.execution.fields if key not in document]
-                if missing:
-                    raise UserError(
-                        f"document {place} has no field {missing[0]!r}", where=f"{self._where}.task"
-                    )
+            for place, document in itertools.chain(*result.values()):
+                if fault := self.execution.fault(document):
+                    raise UserError(f"document {place} {fault}", where=f"{self._where}.task")
         return result
+
+
+class _Documents(Mapping[str, Any]):
+    """Dataset split → its documents as the task processes them, each split when asked for."""
+
+    def __init__(self, dataset: Mapping[str, Any], process: Callable[[Any], Any] | None) -> None:
+        self._dataset, self._process = dataset, process
+        self._done: dict[str, Any] = {}
+
+    def __getitem__(self, split: str) -> Any:
+        if split not in self._done:
+            documents = self._dataset[split]
+            self._done[split] = self._process(documents) if self._process else documents
+        return self._done[split]
+
+    def __contains__(self, split: object) -> bool:
+        return split in self._dataset
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dataset)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
 
 
 def load_skills(recipe: Recipe, folder: Path, tokenizer: Any) -> dict[str, Skill]:
@@ -281,90 +350,30 @@ def load_skills(recipe: Recipe, folder: Path, tokenizer: Any) -> dict[str, Skill
     for part in include[1:]:
         if not part.is_dir():
             raise UserError("no such folder", where=f"tasks: {part}", remedy="check the path")
+    index = TaskIndex(include)
     skills = {}
     for name, settings in recipe.skills.items():
-        task = _load_task(settings.task, include, folder, f"skills.{name}.task")
+        task = load_task(settings.task, index, folder, f"skills.{name}.task")
         skills[name] = Skill(name, task, settings, recipe)
         skills[name].prepare(tokenizer, settings, recipe.seed)
     return skills
 
 
-def _load_task(name: str, include: Sequence[Path], folder: Path, where: str) -> Any:
-    from lm_eval.tasks import TaskManager
-
-    path = (folder / name).resolve()
-    if name.endswith((".yaml", ".yml")):
-        if not path.is_file():
-            raise UserError("no such file", where=f"{where}: {path}", remedy="check the path")
-        include, name = [path.parent], _task_name(path, where)
-    manager = TaskManager(include_path=list(include), include_defaults=False)
-    if name not in manager.task_index:
-        manager = TaskManager(include_path=list(include))  # lm-eval's own: indexed in ~10 s
-    entry = manager.task_index.get(name)
-    if entry is None:
-        import difflib
-
-        close = difflib.get_close_matches(name, manager.all_subtasks, n=1)
-        raise UserError(
-            f"no task named {name!r}",
-            where=where,
-            remedy=f"did you mean {close[0]!r}?" if close else "list them with `lm-eval ls tasks`",
-        )
-    # Data files in a task YAML are relative to it; datasets resolves them from the working folder.
-    place = Path(entry.yaml_path).parent if entry.yaml_path else Path()
-    try:
-        with contextlib.chdir(place):
-            loaded = list(manager.load([name])["tasks"].values())
-    except Exception as error:  # lm-eval and datasets raise whatever their tasks raise
-        text = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"task {name!r} cannot be loaded: {type(error).__name__}: {text}", where=where
-        ) from error
-    if len(loaded) != 1:
-        raise UserError(
-            f"{name!r} is a group of {len(loaded)} tasks",
-            where=where,
-            remedy=f"name one of them, such as {loaded[0].task_name}" if loaded else "",
-        )
-    return loaded[0]
+def _question(task: Any, document: dict[str, Any]) -> str:
+    """What is asked, without examples; for a bare log-likelihood the text that is scored too."""
+    parts = [task.doc_to_text(document)]
+    if task.config.doc_to_choice is not None:
+        parts.append(task.doc_to_choice(document))
+    elif task.OUTPUT_TYPE == "loglikelihood":
+        parts.append(task.doc_to_target(document))
+    return " | ".join(str(part) for part in parts)
 
 
-def _task_name(path: Path, where: str) -> str:
-    from ruamel.yaml import YAML
-
-    data = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict) or not isinstance(data.get("task"), str):
-        raise UserError("has no `task:` name", where=f"{where}: {path}")
-    return data["task"]
-
-
-def _filter_list(task: Any) -> list[tuple[str, list[Any]]]:
-    listed = task.config.filter_list
-    if not listed:
-        return [("none", [("take_first", None)])]
-    return [
-        (
-            item["name"],
-            [
-                (step["function"], {k: v for k, v in step.items() if k != "function"})
-                for step in item["filter"]
-            ],
-        )
-        for item in listed
-    ]
-
-
-def _filters(task: Any) -> dict[str, Any]:
-    from lm_eval.filters import build_filter_ensemble
-
-    return {name: build_filter_ensemble(name, steps) for name, steps in _filter_list(task)}
-
-
-def _question(sample: Sample) -> tuple[str, ...]:
-    """What is asked: the contexts, and the choices where there are any."""
-    return tuple(
-        instance.args[0]
-        if instance.request_type == "generate_until"
-        else "".join(map(str, instance.args[:2]))
-        for instance in sample.instances
+def _chat(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    """The chat template over a history; without a generation prompt its last turn stays open."""
+    return tokenizer.apply_chat_template(
+        history,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
     )

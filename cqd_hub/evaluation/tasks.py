@@ -1,0 +1,116 @@
+"""Finding and loading one lm-eval task."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cqd_hub.errors import UserError
+from cqd_hub.recipe import read_yaml
+
+
+class TaskIndex:
+    """lm-eval's indices of tasks, each made once: its own takes about 10 s."""
+
+    def __init__(self, include: Sequence[Path]) -> None:
+        self._include = list(include)
+
+    def of_file(self, path: Path) -> Any:
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager(include_path=[path.parent], include_defaults=False)
+
+    def holding(self, name: str) -> Any:
+        return self._ours if name in self._ours.task_index else self._everything
+
+    @cached_property
+    def _ours(self) -> Any:
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager(include_path=self._include, include_defaults=False)
+
+    @cached_property
+    def _everything(self) -> Any:
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager(include_path=self._include)
+
+
+def load_task(name: str, index: TaskIndex, folder: Path, where: str) -> Any:
+    if name.endswith((".yaml", ".yml")):
+        path = (folder / name).resolve()
+        name = _task_name(path, where)
+        manager = index.of_file(path)
+        entry = manager.task_index.get(name)
+        if entry is None or Path(entry.yaml_path).resolve() != path:
+            raise UserError(
+                f"another file beside it holds the task {name!r} too",
+                where=f"{where}: {path}",
+                remedy="give each its own `task:` name",
+            )
+    else:
+        manager = index.holding(name)
+        entry = manager.task_index.get(name)
+        if entry is None:
+            close = difflib.get_close_matches(name, manager.all_subtasks, n=1)
+            listing = "list them with `lm-eval ls tasks`"
+            raise UserError(
+                f"no task named {name!r}",
+                where=where,
+                remedy=f"did you mean {close[0]!r}?" if close else listing,
+            )
+    # Data files in a task YAML are relative to it; datasets resolves them from the working folder.
+    place = Path(entry.yaml_path).parent if entry.yaml_path else Path()
+    try:
+        with contextlib.chdir(place):
+            loaded = list(manager.load([name])["tasks"].values())
+    except Exception as error:  # lm-eval and datasets raise whatever their tasks raise
+        reason = error.__cause__ or error  # datasets says what happened in its cause only
+        text = " ".join(str(reason).split())
+        raise UserError(
+            f"task {name!r} cannot be loaded: {type(reason).__name__}: {text[:300]}",
+            where=where,
+            remedy="to download its data, run once with HF_HUB_OFFLINE=0 in the environment"
+            if isinstance(error, ConnectionError)
+            else "",
+        ) from error
+    if len(loaded) != 1:
+        raise UserError(
+            f"{name!r} is a group of {len(loaded)} tasks",
+            where=where,
+            remedy=f"name one of them, such as {loaded[0].task_name}" if loaded else "",
+        )
+    return loaded[0]
+
+
+def _task_name(path: Path, where: str) -> str:
+    data = read_yaml(path)
+    if not isinstance(data.get("task"), str):
+        raise UserError("has no `task:` name", where=f"{where}: {path}", remedy="add it")
+    return str(data["task"])
+
+
+def filter_list(task: Any) -> list[tuple[str, list[Any]]]:
+    listed = task.config.filter_list
+    if not listed:
+        return [("none", [("take_first", None)])]
+    return [
+        (
+            item["name"],
+            [
+                (step["function"], {k: v for k, v in step.items() if k != "function"})
+                for step in item["filter"]
+            ],
+        )
+        for item in listed
+    ]
+
+
+def build_filters(task: Any) -> dict[str, Any]:
+    from lm_eval.filters import build_filter_ensemble
+
+    return {name: build_filter_ensemble(name, steps) for name, steps in filter_list(task)}

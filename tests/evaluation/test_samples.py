@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+
+from cqd_hub.errors import UserError
+from cqd_hub.evaluation.samples import choose
+from cqd_hub.recipe import Limits
+from cqd_hub.recipe.schema import Splits
+
+ALL = Limits(optimisation=None, validation=None, test=None)
+
+
+def chosen(
+    sizes: dict[str, int],
+    splits: tuple[str, str, str] | None = None,
+    limits: Limits = ALL,
+    evaluation_split: str = "test",
+) -> dict[str, list[tuple[str, int]]]:
+    names = ("optimisation", "validation", "test")
+    return dict(
+        choose(
+            {name: range(size) for name, size in sizes.items()},
+            evaluation_split=evaluation_split,
+            splits=Splits(**dict(zip(names, splits, strict=True))) if splits else None,
+            limits=limits,
+            where="skills.x",
+        )
+    )
+
+
+def test_the_datasets_own_splits_come_first() -> None:
+    found = chosen({"train": 9, "optimisation": 4, "validation": 3, "test": 5})
+    assert found == {
+        name: [(name, index) for index in range(size)]
+        for name, size in (("optimisation", 4), ("validation", 3), ("test", 5))
+    }
+
+
+def test_else_one_split_is_shared_out_once_and_for_all() -> None:
+    found = chosen({"train": 50, "test": 101})
+    assert [len(found[name]) for name in ("optimisation", "validation", "test")] == [50, 20, 31]
+    together = [index for places in found.values() for _, index in places]
+    assert sorted(together) == list(range(101))
+    assert together != list(range(101))
+    assert found == chosen({"train": 7, "test": 101})
+
+
+@pytest.mark.parametrize(
+    ("text", "indices"),
+    [
+        ("train", range(10)),
+        ("train[:4]", range(4)),
+        ("train[4:]", range(4, 10)),
+        ("train[2:5]", range(2, 5)),
+        ("train[:50%]", range(5)),
+        ("train[25%:75%]", range(2, 7)),
+        ("train[-3:]", range(7, 10)),
+        ("train[-20%:]", range(8, 10)),
+        (" train[:200%] ", range(10)),
+    ],
+)
+def test_slices(text: str, indices: range) -> None:
+    found = chosen({"train": 10, "v": 3, "test": 3}, (text, "v", "test"))
+    assert found["optimisation"] == [("train", index) for index in indices]
+
+
+def test_limits_take_the_first() -> None:
+    limits = Limits(optimisation=2, validation=3, test=None)
+    found = chosen({"optimisation": 9, "validation": 9, "test": 9}, limits=limits)
+    assert [len(found[name]) for name in ("optimisation", "validation", "test")] == [2, 3, 9]
+    assert found["validation"] == [("validation", index) for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [
+        (
+            ("train[:6]", "train[5:]", "test"),
+            "optimisation and validation overlap: both hold train d",
+        ),
+        (("train", "test", "test"), "validation and test overlap: both hold test document 0"),
+        (
+            ("tran", "v", "test"),
+            r"x\.splits\.optimisation: the dataset has no split 'tran' \(it has",
+        ),
+        (("train", "v", "test[5]"), r"x\.splits\.test: 'test\[5\]' is not NAME or NAME"),
+        (("train", "v", "test[0.5:]"), "is not NAME or NAME"),
+        (("train", "v", "test[:1]"), "has 1 samples for test"),
+        (("train", "v[9:]", "test"), "has 0 samples for validation"),
+    ],
+)
+def test_wrong_splits(splits: tuple[str, str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        chosen({"train": 10, "v": 4, "test": 6}, splits)
+
+
+def test_slices_that_limits_keep_apart_do_not_overlap() -> None:
+    limits = Limits(optimisation=3, validation=None, test=None)
+    found = chosen({"train": 10, "test": 5}, ("train", "train[5:]", "test"), limits)
+    assert found["optimisation"][-1] == ("train", 2)
+
+
+def test_too_few_documents_to_share_out() -> None:
+    with pytest.raises(UserError, match="has 1 samples for validation"):
+        chosen({"test": 6})
