@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +24,9 @@ Location = tuple[int | str, ...]
 
 
 class Strict(BaseModel):
-    """Base of every recipe model: unknown keys are errors, values are frozen."""
+    """Base of every recipe model: unknown keys are errors, values are frozen and finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def read_yaml(path: Path) -> CommentedMap:
@@ -49,10 +51,13 @@ def read_yaml(path: Path) -> CommentedMap:
         where = f"{path}:{_mark(error)}"
         problem = str(error.problem).split(" with value")[0].replace("found ", "")
         raise UserError(problem, where=where, remedy="keep one of the two") from None
+    except RecursionError:
+        raise UserError("is nested too deeply", where=str(path)) from None
     except MarkedYAMLError as error:
         raise UserError(f"not YAML: {error.problem}", where=f"{path}:{_mark(error)}") from None
     except YAMLError as error:
-        raise UserError(f"not YAML: {error}", where=str(path)) from None
+        problem = str(error).split("\n")[0]
+        raise UserError(f"not YAML: {problem}", where=str(path)) from None
     if not isinstance(data, CommentedMap):
         raise UserError("holds no keys", where=str(path), remedy="start from `cqd-hub init`")
     return data
@@ -65,12 +70,11 @@ def load_yaml(path: Path, model: type[Model], overrides: Iterable[str] = ()) -> 
         UserError: One line with the first fault: file, line, column, key, and the remedy.
     """
     data = read_yaml(path)
-    for override in overrides:
-        _apply(override, data)
+    given = [_apply(override, data) for override in overrides]
     try:
         return model.model_validate(_plain(data))
     except ValidationError as error:
-        raise _explain(error, data, path, model) from None
+        raise _explain(error, data, path, model, given) from None
 
 
 def _mark(error: MarkedYAMLError) -> str:
@@ -78,27 +82,31 @@ def _mark(error: MarkedYAMLError) -> str:
     return f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
 
 
-def _apply(override: str, data: CommentedMap) -> None:
+def _apply(override: str, data: CommentedMap) -> Location:
+    """Write one override into *data* and return the location it went to."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise UserError(
             f"{override!r} is not KEY=VALUE", where="--set", remedy="write --set search.children=40"
         )
-    *path, last = key.split(".")
+    path = key.split(".")
     node: Any = data
-    for part in path:
-        if isinstance(node, CommentedSeq) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        elif isinstance(node, CommentedMap):
-            node = node.setdefault(part, CommentedMap())
-        else:
-            raise UserError(f"{key!r}: {part!r} is not a section", where="--set")
-    if not isinstance(node, CommentedMap):
-        raise UserError(f"{key!r} does not lead to a section", where="--set")
+    for depth, part in enumerate(path):
+        if not isinstance(node, CommentedMap):
+            raise UserError(
+                f"{'.'.join(path[:depth])} holds no keys",
+                where=f"--set {key}",
+                remedy="set it as a whole",
+            )
+        if depth < len(path) - 1:
+            if node.get(part) is None:
+                node[part] = CommentedMap()
+            node = node[part]
     try:
-        node[last] = YAML(typ="rt", pure=True).load(StringIO(value))
+        node[path[-1]] = YAML(typ="rt", pure=True).load(StringIO(value))
     except YAMLError:
         raise UserError(f"{value!r} is not a YAML value", where=f"--set {key}") from None
+    return tuple(path)
 
 
 def _plain(node: Any) -> Any:
@@ -114,36 +122,73 @@ def _plain(node: Any) -> Any:
 
 
 def _explain(
-    error: ValidationError, data: CommentedMap, path: Path, model: type[BaseModel]
+    error: ValidationError,
+    data: CommentedMap,
+    path: Path,
+    model: type[BaseModel],
+    given: Sequence[Location],
 ) -> UserError:
     # A misspelt key also makes the right one "missing": the misspelling is the better message.
-    first = min(
+    found = sorted(
         error.errors(),
         key=lambda item: (item["type"] != "extra_forbidden", _position(data, item["loc"])),
     )
-    location = first["loc"]
+    first = _known_path(data, found[0])
+    # Of the ways in which a union does not fit, the one that got furthest.
+    found.sort(key=lambda item: -_depth_below(first, _known_path(data, item)))
+    location = _known_path(data, found[0])
+    same = [item for item in found if _known_path(data, item) == location]
+    what, remedy = _wording(found[0], same, model)
+    if not location:  # a fault between keys names the key it is about, at the front
+        name, _, rest = what.partition(": ")
+        if _holds_all(data, name.split(".")):
+            location, what = tuple(name.split(".")), rest
+    key = ".".join(str(part) for part in location)
+    override = next((parts for parts in given if _related(parts, location)), None)
     line, column = _position(data, location)
-    key = ".".join(str(part) for part in _known_path(data, location))
-    what, remedy = _wording(first, model)
-    return UserError(
-        f"{key}: {what}" if key else what, where=f"{path}:{line}:{column}", remedy=remedy
-    )
+    where = f"--set {'.'.join(map(str, override))}" if override else f"{path}:{line}:{column}"
+    return UserError(f"{key}: {what}" if key else what, where=where, remedy=remedy)
 
 
-def _wording(item: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
-    if item["type"] == "extra_forbidden":
-        name = str(item["loc"][-1])
-        close = difflib.get_close_matches(name, sorted(_keys_at(model, item["loc"][:-1])), n=1)
-        known = ", ".join(sorted(_keys_at(model, item["loc"][:-1])))
-        return "unknown key", f"did you mean {close[0]!r}?" if close else f"known keys: {known}"
-    if item["type"] == "missing":
+def _depth_below(first: Location, location: Location) -> int:
+    return len(location) if location[: len(first)] == first and first else 0
+
+
+def _related(override: Location, location: Location) -> bool:
+    shorter = min(len(override), len(location))
+    return shorter > 0 and override[:shorter] == location[:shorter]
+
+
+def _wording(
+    item: ErrorDetails, same: Sequence[ErrorDetails], model: type[BaseModel]
+) -> tuple[str, str]:
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        known = sorted(_keys_at(model, item["loc"][:-1]))
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        keys = f"known keys: {', '.join(known)}"
+        return "unknown key", f"did you mean {close[0]!r}?" if close else keys
+    if kind == "missing":
         return "is missing", "add it"
-    message = item["msg"].removeprefix("Value error, ")
-    if "; " in message and item["type"] == "value_error":
-        what, remedy = message.split("; ", 1)
+    if kind == "value_error":
+        what, _, remedy = item["msg"].removeprefix("Value error, ").partition("; ")
         return what, remedy
     got = item["input"]
-    shown = f", not {got!r}" if isinstance(got, bool | int | float | str) or got is None else ""
+    shown = ""
+    if got is None or isinstance(got, bool):
+        shown = f", not {json.dumps(got)}"  # as YAML spells them
+    elif isinstance(got, int | float | str):
+        shown = f", not {got!r}"
+    if item["loc"][-1:] == ("[key]",):
+        return "is no name: use up to 64 letters, digits, '.', '_' and '-'", ""
+    if kind == "union_tag_not_found":
+        return f"needs the key {item['ctx']['discriminator']}", "add it"
+    if kind == "union_tag_invalid":
+        return f"kind must be one of {item['ctx']['expected_tags']}, not {item['ctx']['tag']!r}", ""
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"needs keys and values under it{shown}", ""
+    messages = dict.fromkeys(one["msg"].split(", unable")[0] for one in same)
+    message = " or ".join(messages).replace(" or Input should", " or")
     return message[0].lower() + message[1:] + shown, ""
 
 
@@ -155,43 +200,58 @@ def _keys_at(model: type[BaseModel], location: Location) -> set[str]:
     for part in location:
         following: list[dict[str, Any]] = []
         for node in _resolved(nodes, definitions):
+            tags = node.get("discriminator", {}).get("mapping", {})
+            values = [*node.get("patternProperties", {}).values(), node.get("additionalProperties")]
+            if part in tags:
+                following = [{"$ref": tags[part]}]
+                break
             if isinstance(part, int) and "items" in node:
                 following.append(node["items"])
             elif part in node.get("properties", {}):
                 following.append(node["properties"][part])
-            elif isinstance(node.get("additionalProperties"), dict):
-                following.append(node["additionalProperties"])
-        nodes = following or nodes  # union tags are part of a location but of no schema
+            else:
+                following += [value for value in values if isinstance(value, dict)]
+        nodes = following or nodes  # what pydantic adds for other unions is in no schema
     return {key for node in _resolved(nodes, definitions) for key in node.get("properties", {})}
 
 
 def _resolved(nodes: list[dict[str, Any]], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """*nodes* with references followed, and before its alternatives each union itself."""
     result: list[dict[str, Any]] = []
     for node in nodes:
+        result.append(node)
         if "$ref" in node:
             result += _resolved([definitions[node["$ref"].rsplit("/", 1)[-1]]], definitions)
         alternatives = node.get("anyOf", []) + node.get("oneOf", []) + node.get("allOf", [])
         result += _resolved(alternatives, definitions)
-        result.append(node)
     return result
 
 
-def _known_path(data: Any, location: Location) -> Location:
-    """Drop from *location* what pydantic adds for unions and types."""
+def _known_path(data: Any, item: ErrorDetails) -> Location:
+    """The keys in an error's location, without what pydantic adds for unions and types."""
     path: list[int | str] = []
     node = data
-    for depth, part in enumerate(location):
-        inside = (isinstance(node, CommentedMap) and part in node) or (
-            isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node)
-        )
-        if inside:
+    for part in item["loc"]:
+        if _holds(node, part):
             node = node[part]
             path.append(part)
-        elif (
-            depth == len(location) - 1 and isinstance(part, str) and isinstance(node, CommentedMap)
-        ):
-            path.append(part)
+    if item["type"] == "missing":
+        path.append(item["loc"][-1])
     return tuple(path)
+
+
+def _holds_all(data: Any, parts: Sequence[str]) -> bool:
+    for part in parts:
+        if not _holds(data, part):
+            return False
+        data = data[part]
+    return True
+
+
+def _holds(node: Any, part: int | str) -> bool:
+    if isinstance(node, CommentedMap):
+        return part in node
+    return isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node)
 
 
 def _position(data: CommentedMap, location: Location) -> tuple[int, int]:
@@ -199,16 +259,10 @@ def _position(data: CommentedMap, location: Location) -> tuple[int, int]:
     line, column = 1, 1
     node: Any = data
     for part in location:
-        try:
-            if isinstance(node, CommentedMap) and part in node:
-                row, col = node.lc.key(part)
-            elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-                row, col = node.lc.item(part)
-            else:
-                continue
-        except (KeyError, TypeError, AttributeError):  # put there by --set: it has no place
-            node = node[part]
+        if not _holds(node, part):
             continue
-        line, column = row + 1, col + 1
+        with suppress(KeyError, TypeError, AttributeError):  # put there by --set: it has no place
+            row, col = node.lc.key(part) if isinstance(node, CommentedMap) else node.lc.item(part)
+            line, column = row + 1, col + 1
         node = node[part]
     return line, column

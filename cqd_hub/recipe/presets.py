@@ -7,7 +7,7 @@ from typing import Any, Literal
 Preset = Literal["default", "paper", "released-code"]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {"search": {"archive": {"kind": "grid"}}},
     # arXiv 2410.14735 §3 and A.1.3.
     "paper": {
         "search": {

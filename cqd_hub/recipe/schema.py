@@ -14,6 +14,9 @@ Split = Literal["optimisation", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("optimisation", "validation", "test")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+Place = Annotated[str, Field(min_length=1)]
+# What commands call other individuals of a run; experts must be told from them.
+RESERVED = ("base", "best", "aggregate")
 
 
 class Splits(Strict):
@@ -106,6 +109,13 @@ class Crossover(Strict):
     mean: float = 1.0
     deviation: Annotated[float, Field(ge=0)] = 0.03
 
+    @model_validator(mode="after")
+    def _drawable(self) -> Crossover:
+        # Pairs whose sum is within 0.1 of zero are drawn again: some must lie outside.
+        if abs(self.mean) + self.deviation < 0.05:
+            raise ValueError("mean and deviation are too near zero; keep mean at 1")
+        return self
+
 
 class Mutation(Strict):
     """Adds U diag(w ⊙ S) Vᵀ with w ~ U(0, w_max); or Gaussian noise; or nothing."""
@@ -173,8 +183,8 @@ class Recipe(Strict):
     preset: Preset = Field(
         default="default", description="fills in what the recipe leaves out of search and variation"
     )
-    base: str = Field(description="folder of the base model, relative to the recipe")
-    experts: dict[Name, str] = Field(description="name: folder of a fine-tune or LoRA adapter")
+    base: Place = Field(description="folder of the base model, relative to the recipe")
+    experts: dict[Name, Place] = Field(description="name: folder of a fine-tune or LoRA adapter")
     skills: dict[Name, Skill]
     tasks: list[str] = Field(
         default_factory=list,
@@ -191,9 +201,10 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or data.get("preset", "default") not in PRESETS:
+        preset = data.get("preset", "default") if isinstance(data, Mapping) else None
+        if not isinstance(preset, str) or preset not in PRESETS:
             return data
-        return _merged(PRESETS[data.get("preset", "default")], data)
+        return _merged(PRESETS[preset], data)
 
     @model_validator(mode="after")
     def _enough(self) -> Recipe:
@@ -208,6 +219,11 @@ class Recipe(Strict):
             for skill, (low, high) in bounds.items():
                 if low >= high:
                     raise ValueError(f"search.archive.bounds.{skill}: low must be below high")
+        for name in self.experts:
+            if name in RESERVED or name.isdigit():
+                raise ValueError(
+                    f"experts.{name}: names something else on the command line; rename it"
+                )
         return self
 
     def limits(self, skill: str) -> Limits:
@@ -216,6 +232,9 @@ class Recipe(Strict):
 
 
 def _merged(defaults: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    # Keys of one kind of archive, sampling or mutation mean nothing to another kind.
+    if data.get("kind", defaults.get("kind")) != defaults.get("kind"):
+        return dict(data)
     result = dict(defaults)
     for key, value in data.items():
         inner = result.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 _HEAD = """\
@@ -62,12 +63,13 @@ def render(
     """Return the recipe as YAML text.
 
     Args:
-        name: Of the run.
+        name: Of the file without its ``.yaml``; the run's name is made of it.
         base: Folder.
         experts: (name, folder, what it is).
         skills: Name → (task, metric); empty leaves examples to fill in.
     """
-    text = _HEAD.format(file=name, name=_scalar(name), base=_scalar(base))
+    clean = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:64] or "run"
+    text = _HEAD.format(file=name, name=_scalar(clean), base=_scalar(base))
     for expert, place, form in experts:
         text += f"  {_scalar(expert)}: {_scalar(place)}  # {form}\n"
     text += "\nskills:\n"
@@ -79,5 +81,6 @@ def render(
 
 
 def _scalar(text: str) -> str:
-    plain = text.replace("/", "").replace("_", "").replace("-", "").replace(".", "")
-    return text if plain.isalnum() and text[0].isalpha() else json.dumps(text)
+    plain = re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./-]*", text)
+    special = text.lower() in ("null", "true", "false", "yes", "no", "on", "off")
+    return text if plain and not special else json.dumps(text)
