@@ -11,12 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.files import write_atomic
 from cqd_hub.recipe import Recipe
 
 # What a resumed run may change: its budget and what does not touch a score.
 _FREE = {"recipe.search.children", "recipe.evaluation.sandbox_workers"}
+# Where the order of keys matters: it numbers the archives and the experts.
+_ORDERED = {"recipe.skills", "recipe.experts"}
 # Differences that are recorded instead of refused.
 _RECORDED = {"versions", "created", "sessions", "folder"}
 
@@ -48,18 +52,8 @@ def open_directory(folder: Path) -> Iterator[None]:
         ) from None
     held = False
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip()
-            raise UserError(
-                f"is in use by process {holder or 'unknown'}",
-                where=str(folder),
-                remedy="wait for it or stop it; `cqd-hub report` may read meanwhile",
-            ) from None
+        _take(descriptor, folder)
         held = True
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         if held and not (folder / "manifest.json").exists():  # nothing began here
@@ -67,6 +61,31 @@ def open_directory(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 folder.rmdir()
         os.close(descriptor)
+
+
+def _take(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its holder may have removed the file between our opening and our locking it.
+        mine = os.path.samestat(os.fstat(descriptor), os.stat(folder / "lock"))
+    except (BlockingIOError, FileNotFoundError):
+        mine = False
+    except OSError as error:
+        raise UserError(
+            f"cannot be locked: {error.strerror}",
+            where=str(folder),
+            remedy="choose a folder on a local disk with --out",
+        ) from None
+    if not mine:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        raise UserError(
+            f"is in use by process {holder or 'unknown'}",
+            where=str(folder),
+            remedy="wait for it or stop it; `cqd-hub report` may read meanwhile",
+        )
+    with suppress(OSError):  # the number is a courtesy: a full disk may refuse it
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
 
 
 def discard(folder: Path) -> None:
@@ -80,29 +99,36 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, or None where no run has begun.
 
     Raises:
-        RunError: It is damaged.
+        RunError: It is damaged or cannot be read.
     """
     path = folder / "manifest.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise RunError(f"is damaged: {error}", where=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot be read: {error}", where=str(path)) from None
 
 
 def read_recipe(folder: Path) -> Recipe:
     """The recipe a run was made with.
 
     Raises:
-        UserError: *folder* is no run directory.
+        UserError: *folder* is no run directory, or one of a version with other recipes.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(
             "is no run directory", where=str(folder), remedy="name one made by `cqd-hub evolve`"
         )
-    return Recipe.model_validate(manifest["recipe"])
+    try:
+        return Recipe.model_validate(manifest["recipe"])
+    except (KeyError, ValidationError):
+        raise UserError(
+            "holds a recipe that this cqd-hub does not know",
+            where=str(folder / "manifest.json"),
+            remedy="use the version that made it",
+        ) from None
 
 
 def agree(folder: Path, manifest: dict[str, Any]) -> list[str]:
@@ -115,6 +141,7 @@ def agree(folder: Path, manifest: dict[str, Any]) -> list[str]:
         UserError: Recipe, models, tasks or evaluation differ from the run's.
     """
     path = folder / "manifest.json"
+    manifest = json.loads(_dump(manifest))  # as the file holds it: lists for tuples
     old = read_manifest(folder)
     if old is None:
         write_atomic(path, _dump(manifest | {"sessions": [manifest["versions"]]}))
@@ -145,6 +172,8 @@ def _dump(manifest: Mapping[str, Any]) -> str:
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, 'key: old, now new') of every leaf that differs."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if key in _ORDERED and list(old) != list(new) and set(old) == set(new):
+            yield key, f"{key} in the order {', '.join(old)}, now {', '.join(new)}"
         for name in [*old, *(name for name in new if name not in old)]:
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     elif old != new:

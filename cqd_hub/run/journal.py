@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -101,10 +102,15 @@ class Journal:
             if version == 0 and create:
                 self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_FORMAT}; COMMIT;")
             elif version != _FORMAT:
+                self._db.close()
                 raise UserError(
-                    f"has journal format {version}, known is {_FORMAT}",
+                    f"has journal format {version}, known is {_FORMAT}"
+                    if version
+                    else "holds nothing yet",
                     where=str(self.path),
-                    remedy="use the cqd-hub version that made it",
+                    remedy="use the cqd-hub version that made it"
+                    if version
+                    else "wait for the run to begin",
                 )
         except sqlite3.Error as error:
             raise RunError(f"cannot be used: {error}", where=str(self.path)) from None
@@ -120,6 +126,7 @@ class Journal:
 
         Raises:
             RunError: The disk is full or failing; nothing of this individual was recorded.
+            sqlite3.IntegrityError: A score outside 0..1, or an id or sample recorded before.
         """
         genome: bytes | None = individual.genome
         if len(individual.genome) > _LARGE:
@@ -266,25 +273,39 @@ class Journal:
             id=number,
             role=Role(role),
             name=name,
-            genome=genome if genome is not None else self._genome_file(genome_hash).read_bytes(),
+            genome=genome if genome is not None else self._large_genome(genome_hash),
             genome_hash=genome_hash,
             generation=generation,
             lineage=json.loads(lineage),
             seconds=json.loads(seconds),
         )
 
+    def _large_genome(self, genome_hash: str) -> bytes:
+        path = self._genome_file(genome_hash)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise RunError(
+                f"cannot be read: {error.strerror}",
+                where=str(path),
+                remedy="it belongs to the run: restore it",
+            ) from None
+
     def _genome_file(self, genome_hash: str) -> Path:
         return self.path.parent / "genomes" / f"{genome_hash}.safetensors"
 
 
 class _Transaction:
-    """BEGIN … COMMIT, rolled back on any error; SQLite's own faults become a `RunError`."""
+    """BEGIN … COMMIT, rolled back on any error; a failing disk becomes a `RunError`."""
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._db, self._path = database, path
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as fault:
+            raise self._failure(fault) from None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
@@ -293,11 +314,14 @@ class _Transaction:
                 return
         except sqlite3.Error as fault:
             error = fault
-        if self._db.in_transaction:
+        with suppress(sqlite3.Error):  # on a full disk SQLite may have done it already
             self._db.execute("ROLLBACK")
-        if isinstance(error, sqlite3.Error):
-            raise RunError(
-                f"cannot be written: {error}",
-                where=str(self._path),
-                remedy="free some space and run the same command again",
-            ) from None
+        if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+            raise self._failure(error) from None
+
+    def _failure(self, fault: sqlite3.Error) -> RunError:
+        return RunError(
+            f"cannot be written: {fault}",
+            where=str(self._path),
+            remedy="see that the disk has space and works, then run the same command again",
+        )

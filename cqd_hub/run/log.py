@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,5 +37,6 @@ class Logged:
 
     def _write(self, line: str) -> None:
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._path.open("a", encoding="utf-8") as file:
+        # A log that cannot be written must not end the run; the journal says so when it matters.
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{stamp} {line}\n")

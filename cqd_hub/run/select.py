@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,16 @@ def find(who: str, folder: Path, recipe: Recipe, journal: Journal) -> Individual
     Raises:
         UserError: Nobody of that name.
     """
-    if who.lstrip("-").isdigit():
+    if re.fullmatch(r"-?[0-9]{1,18}", who):
         return journal.individual(int(who))
     if who == "best":
         return journal.individual(_results(folder)["chosen"])
     if who.startswith("best:"):
         return journal.individual(_best_for(who[5:], recipe, journal))
-    named = {
-        individual.name: individual
-        for role in (Role.BASE, Role.EXPERT, Role.BASELINE, Role.AGGREGATE)
-        for individual in journal.individuals(role)
-    }
+    named: dict[str, Individual] = {}
+    for role in (Role.BASE, Role.EXPERT, Role.BASELINE, Role.AGGREGATE):
+        for individual in journal.individuals(role):  # later aggregates have lower ids
+            named.setdefault(individual.name, individual)
     if who not in named:
         close = difflib.get_close_matches(who, [*named, "best"], n=1)
         raise UserError(
@@ -50,11 +50,15 @@ def _best_for(skill: str, recipe: Recipe, journal: Journal) -> int:
     names = list(recipe.skills)
     if skill not in names:
         raise UserError(f"no skill {skill!r}", remedy=f"the run's skills are {', '.join(names)}")
+    if not journal.told():
+        raise UserError(
+            "the run has no elites yet", where=str(journal.path.parent), remedy="wait for some"
+        )
     cycle = make_cycle(recipe, expert_scores(journal))
     for _ in replay(cycle, recipe, journal):
         pass
     best = cycle.archives[names.index(skill)].best
-    assert best is not None
+    assert best is not None  # the experts were told, and an archive that had one keeps one
     return best.individual
 
 

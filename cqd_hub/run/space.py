@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome import Genome
+from cqd_hub.genome import Genome, Layout
 from cqd_hub.run.workbench import Workbench
 
 _MEASUREMENT = 400  # bytes of a journal row with a short answer, indices included
@@ -19,6 +19,9 @@ def check_space(folder: Path, bench: Workbench) -> None:
     An estimate: genomes of experts' size, short answers, figures. Running out later loses nothing.
     """
     genome = len(Genome.of_base(bench.basis.hash, bench.basis.layout).to_bytes())
+    mutation = bench.recipe.variation.mutation
+    if mutation.kind == "svd" and mutation.of == "child":
+        genome += _cores(bench.basis.layout)
     samples = sum(len(skill.samples["optimisation"]) for skill in bench.skills.values())
     children = bench.recipe.search.children + len(bench.recipe.experts)
     needed = children * (genome + samples * _MEASUREMENT) + _REPORT
@@ -29,3 +32,12 @@ def check_space(folder: Path, bench: Workbench) -> None:
             where=str(folder),
             remedy="free some space or choose another --out",
         )
+
+
+def _cores(layout: Layout) -> int:
+    """Bytes of the cores that SVD mutation of the child's own task vector needs."""
+    return sum(
+        4 * min(sum(ranks), slot.shape[0]) * min(sum(ranks), slot.shape[1])
+        for slot, ranks in zip(layout.slots, layout.ranks, strict=True)
+        if slot.kind == "matrix"
+    )

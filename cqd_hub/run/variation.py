@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from cqd_hub.genome import (
     Basis,
     Genome,
@@ -50,28 +52,39 @@ def make_child(
     )
     child = crossover(parents, shares, basis)
     rng = generator(seed, proposal.individual, "mutation")
+    operator: dict[str, Any] = {"kind": mutation.kind}
     if mutation.kind == "gaussian":
-        noise_seed = int(rng.integers(2**31))
-        child = mutate_gaussian(child, seed=noise_seed, deviation=mutation.deviation, basis=basis)
-    elif mutation.kind == "svd" and mutation.of == "child":
-        child = mutate_child(
-            child, rng, basis=basis, w_max=mutation.w_max, zero_mean=mutation.zero_mean
+        operator |= {"deviation": mutation.deviation, "noise": int(rng.integers(2**31))}
+        child = mutate_gaussian(
+            child, seed=operator["noise"], deviation=mutation.deviation, basis=basis
         )
     elif mutation.kind == "svd":
-        child = mutate_expert(
-            child,
-            rng,
-            basis=basis,
-            expert=expert,
-            w_max=mutation.w_max,
-            zero_mean=mutation.zero_mean,
-            granularity=None if mutation.per == "direction" else mutation.per,
-        )
-    firsts = [int((groups == group).argmax()) for group in range(int(groups.max()) + 1)]
+        operator |= {"of": mutation.of, "w_max": mutation.w_max, "zero_mean": mutation.zero_mean}
+        if mutation.of == "child":
+            child = mutate_child(
+                child, rng, basis=basis, w_max=mutation.w_max, zero_mean=mutation.zero_mean
+            )
+        else:
+            operator |= {"per": mutation.per, "expert": expert}
+            child = mutate_expert(
+                child,
+                rng,
+                basis=basis,
+                expert=expert,
+                w_max=mutation.w_max,
+                zero_mean=mutation.zero_mean,
+                granularity=None if mutation.per == "direction" else mutation.per,
+            )
+    firsts = np.unique(groups, return_index=True)[1]
     lineage = {
         "parents": list(proposal.parents),
-        "crossover": {"per": cross.per, "shares": shares[:, firsts].round(9).tolist()},
-        "mutation": mutation.model_dump(exclude_defaults=True) | {"kind": mutation.kind},
+        "crossover": {
+            "per": cross.per,
+            "mean": cross.mean,
+            "deviation": cross.deviation,
+            "shares": shares[:, firsts].tolist(),  # [2][groups]
+        },
+        "mutation": operator,
         "seed": seed,
     }
     return child, lineage
