@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine import Candidate, Generate, LogLikelihood, Reply, Request
-from cqd_hub.evaluation.engine._decoding import StopWords
+from cqd_hub.evaluation.engine._decoding import StopWords, generate, log_likelihoods
 from cqd_hub.evaluation.engine.sequential import SequentialEngine
 from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, open_base, open_expert
 
@@ -161,16 +167,54 @@ def test_requests_of_one_gather_always_meet_the_same_batches(
     run = engine._run
     engine._run = lambda batch: seen.append(batch) or run(batch)  # type: ignore
 
-    async def sample(candidate: Candidate, request: Request) -> Reply:
-        return await engine.submit(candidate, request)  # submitted in the task's first step
+    async def sample(number: int, candidate: Candidate) -> Reply:
+        for _ in range(number % 2):  # some submit a turn of the loop later than others
+            await asyncio.sleep(0)
+        return await engine.submit(candidate, requests[number])
 
     async def work() -> None:
         await asyncio.gather(
-            *(sample(candidate, request) for request in requests for candidate in (second, first))
+            *(sample(number, one) for number in range(len(requests)) for one in (second, first))
         )
 
     inside(engine, work)
-    assert seen == alone + alone
+    assert sorted(map(repr, seen)) == sorted(map(repr, alone + alone))
+
+
+def test_other_architectures_decode_as_in_transformers(
+    basis: Basis, prompts: list[tuple[int, ...]]
+) -> None:
+    """Learned positions, a sliding window, and norms on queries and keys."""
+    tokenizer = AutoTokenizer.from_pretrained(basis.base.checkpoint.path)
+    small: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2}
+    wide = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    for config in (
+        GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **small),
+        MistralConfig(**small, **wide, **heads, sliding_window=8),
+        Qwen3Config(**small, **wide, **heads),
+    ):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for parameter in model.parameters():
+            parameter.data *= 4 if parameter.dim() == 2 else 1
+        requests = [Generate(prompt, 8 + 5 * number) for number, prompt in enumerate(prompts)]
+        replies = generate(model, tokenizer, requests, frozenset({2}))
+        scored = log_likelihoods(model, [LogLikelihood(prompt, (9, 10)) for prompt in prompts])
+        for request, reply, score in zip(requests, replies, scored, strict=True):
+            ids = torch.tensor([request.prompt])
+            plain = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=request.max_new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            assert list(reply.tokens) == plain[0, ids.shape[1] :].tolist(), type(config)
+            with torch.no_grad():
+                rows = model(torch.tensor([[*request.prompt, 9]])).logits[0].log_softmax(-1)
+            wanted = float(rows[-2, 9] + rows[-1, 10])
+            assert score.log_likelihood == pytest.approx(wanted, abs=1e-3), type(config)
 
 
 def test_log_likelihoods_are_those_of_a_plain_forward(

@@ -107,10 +107,15 @@ def test_the_recipe_shapes_the_cycle() -> None:
     novel = make_cycle(recipe(ARCHIVES[3]), experts).archives
     assert all(isinstance(archive, NoveltyArchive) for archive in novel)
     assert [archive.skill for archive in novel] == [0, 1, 2]
+    drawn = {}
     for kind in ("elite", "random"):
-        cycle = make_cycle(recipe(sampling={"kind": kind}), experts)
-        cycle.tell(0, np.array([0.9, 0.2, 0.3]))
-        assert cycle.ask(0, 1, 2)[0].parents == (0, 0)
+        settings = {"kind": kind, "low": 0.001, "high": 1.0}
+        cycle = make_cycle(recipe(sampling=settings), experts)
+        for number, scores in enumerate(((0.9, 0.2, 0.3), (0.8, 0.9, 0.9), (0.1, 0.6, 0.7))):
+            cycle.tell(number, np.array(scores))
+        proposals = cycle.ask(0, 200, 3)
+        drawn[kind] = sum(0 in proposal.parents for proposal in proposals)
+    assert drawn["elite"] < 20 < 100 < drawn["random"]  # two of its three scores are the lowest
 
 
 def test_finding_who_is_meant(tmp_path: Path) -> None:
