@@ -61,8 +61,6 @@ _register()
 
 def main() -> None:
     """Run the command line: a person's mistake is one line and exit code 2, a failure 1."""
-    # Hub look-ups would only slow us down or fail: everything is a local folder.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()

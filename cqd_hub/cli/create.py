@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 from cqd_hub.cli.options import JsonOption
 from cqd_hub.errors import UserError
+from cqd_hub.recipe.schema import RESERVED
 
 
 def init(
@@ -83,11 +85,12 @@ def _recipe(
 
 
 def _distinct(names: list[str]) -> list[str]:
+    """Names that a recipe accepts for experts: plain characters, not reserved, each once."""
     result: list[str] = []
     for name in names:
-        clean = (
-            "".join(c if c.isalnum() or c in "_.-" else "-" for c in name).strip("-.") or "expert"
-        )
+        clean = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:48] or "expert"
+        if clean.isdigit() or clean in RESERVED:
+            clean = f"expert-{clean}"
         result.append(clean if clean not in result else f"{clean}-{len(result)}")
     return result
 

@@ -74,7 +74,7 @@ def load_task(name: str, index: TaskIndex, folder: Path, where: str) -> Any:
         raise UserError(
             f"task {name!r} cannot be loaded: {type(reason).__name__}: {text[:300]}",
             where=where,
-            remedy="to download its data, run once with HF_HUB_OFFLINE=0 in the environment"
+            remedy="its data must be downloaded once: check the network and HF_HUB_OFFLINE"
             if isinstance(error, ConnectionError)
             else "",
         ) from error
