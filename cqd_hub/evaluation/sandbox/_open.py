@@ -30,8 +30,8 @@ _REMEDIES = {
     "bubblewrap": "install it: `apt install bubblewrap`, `dnf install bubblewrap` or "
     "`pacman -S bubblewrap`",
     "userns": "allow unprivileged user namespaces: `sysctl kernel.unprivileged_userns_clone=1` "
-    "or, on Ubuntu, `sysctl kernel.apparmor_restrict_unprivileged_userns=0`; a container needs "
-    "them allowed outside",
+    "or, on Ubuntu, `sysctl kernel.apparmor_restrict_unprivileged_userns=0`; in "
+    "Docker: `--security-opt seccomp=unconfined --security-opt systempaths=unconfined`",
     "landlock": "use Linux 5.13 or later with Landlock enabled (`lsm=landlock,...` at boot)",
     "docker": "install Docker and start it: https://docs.docker.com/engine/install/",
     "linux": "use `docker` here",

@@ -88,9 +88,14 @@ def test_no_core_is_not_the_answers_fault(kind: str) -> None:
     asyncio.run(main())
 
 
+ORDINARY = ["--reuid=65534", "--regid=65534", "--clear-groups"]
+CONTAINERS_ROOT = ["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]  # it may not mount
+
+
+@pytest.mark.parametrize("who", [ORDINARY, CONTAINERS_ROOT], ids=["ordinary", "containers-root"])
 @pytest.mark.parametrize("kind", WARM)
-def test_ordinary_user(kind: str, tmp_path: Path) -> None:
-    """The same verdicts when started by a user without privileges (needs root to become one)."""
+def test_other_users(kind: str, who: list[str]) -> None:
+    """The same verdicts when started by a user with fewer privileges (needs root to become one)."""
     if os.geteuid() != 0:
         pytest.skip("already an ordinary user: the other tests show it")
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
@@ -135,7 +140,7 @@ asyncio.run(main())
 """)
     try:
         done = subprocess.run(
-            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, script],
+            ["setpriv", *who, python, script],
             capture_output=True,
             text=True,
             cwd="/",

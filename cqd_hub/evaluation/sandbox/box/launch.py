@@ -38,8 +38,13 @@ def main() -> None:
         os.lseek(handle, 0, os.SEEK_SET)
         arguments += ["--perms", "0444", "--ro-bind-data", str(handle), path]
     prefix = plan["prefix"]
-    shelf = prefix if plan["uid"] is None else _become(plan["uid"], prefix, plan["folder"])
-    if not prefix.startswith("/usr/") and prefix != "/usr":
+    shelf = prefix
+    outside = not f"{prefix}/".startswith("/usr/")
+    if plan["uid"] is not None:
+        if outside:
+            shelf = _reachable(prefix, plan["folder"])
+        _become(plan["uid"])
+    if outside:
         arguments += ["--ro-bind", shelf, prefix]
     arguments += ["--dir", "/work", "--dir", "/tmp", "--dev", "/dev", "--remount-ro", "/dev"]
     arguments += ["--proc", "/proc", "--remount-ro", "/", "--unshare-all", "--unshare-user"]
@@ -49,22 +54,25 @@ def main() -> None:
     os.execve(plan["bwrap"], arguments, {})
 
 
-def _become(uid: int, prefix: str, folder: str) -> str:
-    """Become *uid*; return a path of *prefix* that it can reach."""
+def _reachable(prefix: str, folder: str) -> str:
+    """Bind *prefix* to *folder* in a mount namespace of our own; return *folder*."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def check(result: int) -> None:
         if result:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
-    check(libc.unshare(0x00020000))  # a mount namespace of our own
+    check(libc.unshare(0x00020000))
     check(libc.mount(b"none", b"/", None, ctypes.c_ulong(16384 | (1 << 18)), None))
     check(libc.mount(prefix.encode(), folder.encode(), None, ctypes.c_ulong(4096 | 16384), None))
+    return folder
+
+
+def _become(uid: int) -> None:
     os.chdir("/")
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    return folder
 
 
 if __name__ == "__main__":
