@@ -201,8 +201,8 @@ class _Finish:
             candidate = Candidate(number, self._genome(number))
             evaluation = await self._bench.evaluator.evaluate(candidate, split, missing)
             self._journal.measure(number, evaluation.measurements)
-            known = {**known, **evaluation.scores()}
-        return _mean(known.values())
+            known = self._journal.scores_of(number, split)
+        return _mean(known[skill] for skill in self._bench.recipe.skills)
 
     def _genome(self, number: int) -> Genome:
         return Genome.from_bytes(self._journal.individual(number).genome)

@@ -57,7 +57,7 @@ class TestRecipe:
     def test_misspelt_key(self, cli: Cli, recipe: Path) -> None:
         edit(recipe, "children_per_step", "children_per_stp")
         line = refused(cli, recipe)
-        assert re.search(r"recipe\.yaml:12:24: search\.children_per_stp: unknown key", line)
+        assert re.search(r"recipe\.yaml:12:23: search\.children_per_stp: unknown key", line)
         assert "did you mean 'children_per_step'?" in line
 
     def test_wrong_type(self, cli: Cli, recipe: Path) -> None:
@@ -147,7 +147,7 @@ class TestModels:
 
     def test_rank_too_large(self, cli: Cli, recipe: Path) -> None:
         line = refused(cli, recipe, "--set", "genome.rank=500")
-        assert "genome.rank: rank 500 exceeds the largest possible rank 128" in line
+        assert "genome.rank: rank 500 is not within 1 to 128" in line
 
     def test_no_such_device(self, cli: Cli, recipe: Path) -> None:
         line = refused(cli, recipe, "--set", "evaluation.device=gpu9")

@@ -36,7 +36,7 @@ def command(recipe: Path, out: Path, *arguments: str) -> list[str]:
 
 def content(run: Path) -> dict[str, Any]:
     """Everything a run must agree on with another: individuals, order, answers, archives' input."""
-    with sqlite3.connect(run / "journal.sqlite") as journal:
+    with contextlib.closing(sqlite3.connect(run / "journal.sqlite")) as journal:
         return {
             "individuals": journal.execute(
                 "SELECT id, role, generation, lineage, genome_hash FROM individuals "
@@ -56,7 +56,9 @@ def evaluated(run: Path) -> int:
     if not (run / "journal.sqlite").exists():
         return 0
     try:
-        with sqlite3.connect(f"file:{run}/journal.sqlite?mode=ro", uri=True) as journal:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{run}/journal.sqlite?mode=ro", uri=True)
+        ) as journal:
             return journal.execute("SELECT count(*) FROM individuals").fetchone()[0]
     except sqlite3.OperationalError:  # its schema is being made
         return 0
@@ -120,7 +122,7 @@ class TestResults:
         assert len(manifest["basis"]) == 64
 
     def test_splits_share_no_sample(self, whole: Path) -> None:
-        with sqlite3.connect(whole / "run" / "journal.sqlite") as journal:
+        with contextlib.closing(sqlite3.connect(whole / "run" / "journal.sqlite")) as journal:
             rows = journal.execute(
                 "SELECT DISTINCT skill, sample, split FROM measurements"
             ).fetchall()
@@ -135,7 +137,7 @@ class TestResults:
         assert all(len(found) == 1 for found in owners.values())
 
     def test_every_skill_takes_its_turn(self, whole: Path) -> None:
-        with sqlite3.connect(whole / "run" / "journal.sqlite") as journal:
+        with contextlib.closing(sqlite3.connect(whole / "run" / "journal.sqlite")) as journal:
             rows = journal.execute(
                 "SELECT generation, lineage FROM individuals WHERE role = 'child' ORDER BY id"
             ).fetchall()
@@ -240,7 +242,7 @@ class TestResuming:
         recipe.write_text(text)
         first = cli("evolve", recipe, "--out", tmp_path / "run", "-q")
         assert first.code == 1
-        assert "error: skills.os.task: the task failed on sample test:" in first.err
+        assert "error: skills.os.task: the task failed on document test:" in first.err
         kept = evaluated(tmp_path / "run")
         assert kept == 5
         assert cli("evolve", recipe, "--out", tmp_path / "run", "-q").code == 0
@@ -278,3 +280,46 @@ class TestRefusals:
         result = cli("evolve", recipe, "--out", tmp_path / "run", "-q", "--children", 0)
         assert result.code == 2
         assert "models.experts.db.sha256" in result.err
+
+
+class TestSettings:
+    """Every part of a recipe reaches the run, through the same command."""
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            pytest.param(["preset=paper", "search.children=3"], id="paper"),
+            pytest.param(["preset=released-code", "search.children=3"], id="released-code"),
+            pytest.param(["search.archive={kind: novelty, capacity: 5}"], id="novelty"),
+            pytest.param(["variation.mutation={kind: gaussian, deviation: 0.002}"], id="gaussian"),
+            pytest.param(["genome={rank: 16, tail: tied}"], id="tail-tied"),
+            pytest.param(
+                ["variation={crossover: {per: matrix, deviation: 0.3}, mutation: {per: layer}}"],
+                id="per-matrix",
+            ),
+            pytest.param(["evaluation.sandbox=landlock"], id="landlock"),
+        ],
+    )
+    def test_runs(self, recipe: Path, tmp_path: Path, cli: Cli, settings: list[str]) -> None:
+        changes = [part for setting in settings for part in ("--set", setting)]
+        result = cli("evolve", recipe, "--out", tmp_path / "run", "-q", *changes)
+        assert result.code == 0, result.err
+        manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+        assert evaluated(tmp_path / "run") >= 4 + manifest["recipe"]["search"]["children"]
+
+    @pytest.mark.parametrize("of", ["expert", "child"])
+    def test_lora_experts(self, recipe: Path, tmp_path: Path, cli: Cli, of: str) -> None:
+        text = recipe.read_text()
+        for name in ("coding", "os", "db"):
+            text = text.replace(f"models/{name}\n", f"models/{name}-lora\n")
+        recipe.write_text(text)
+        mutation = f"variation.mutation.of={of}"
+        result = cli("evolve", recipe, "--out", tmp_path / "run", "-q", "--set", mutation)
+        assert result.code == 0, result.err
+        with contextlib.closing(sqlite3.connect(tmp_path / "run" / "journal.sqlite")) as journal:
+            sizes = [size for (size,) in journal.execute("SELECT length(genome) FROM individuals")]
+        assert max(sizes) < (10_000 if of == "expert" else 1_000_000)
+
+    def test_two_skills(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
+        recipe.write_text(recipe.read_text().replace("  db: {task: quickstart_db}\n", ""))
+        assert cli("evolve", recipe, "--out", tmp_path / "run", "-q").code == 0
