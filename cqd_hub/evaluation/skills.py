@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from cqd_hub import assets
 from cqd_hub.errors import CqdHubError, RunError, UserError
-from cqd_hub.evaluation.engine import Reply, Request
+from cqd_hub.evaluation.engine import Engine, Reply, Request
 from cqd_hub.evaluation.execution import EXECUTIONS, Execution
 from cqd_hub.evaluation.requests import build_request
 from cqd_hub.evaluation.samples import choose, refuse_overlap
@@ -152,6 +152,21 @@ class Skill:
                 self._sample(place, document, tokenizer, template, settings, seed)
                 for place, document in documents
             )
+
+    def check(self, engine: Engine) -> None:
+        """Refuse, before anything runs, a request of any split that the model cannot answer.
+
+        Raises:
+            UserError: Names the first document whose request does not fit.
+        """
+        for sample in itertools.chain(*self.samples.values()):
+            for request in itertools.chain(*sample.requests):
+                if error := engine.misfit(request):
+                    raise UserError(
+                        f"document {sample.id}: {error.what}",
+                        where=error.where or self._where,
+                        remedy=error.remedy,
+                    )
 
     def _question(self, place: str, document: dict[str, Any]) -> str:
         with self._task_code(place, UserError):

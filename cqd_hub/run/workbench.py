@@ -117,6 +117,8 @@ async def open_workbench(
         batch_tokens=recipe.evaluation.batch_tokens,
     )
     skills = load_skills(recipe, folder, engine.tokenizer)
+    for skill in skills.values():
+        skill.check(engine)
     async with AsyncExitStack() as stack:
         sandbox: Sandbox | None = None
         if any(skill.execution for skill in skills.values()):

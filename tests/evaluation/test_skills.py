@@ -158,6 +158,19 @@ def test_likelihoods_are_those_of_lm_eval(
     assert ours == pytest.approx(theirs, abs=1e-3)
 
 
+def test_what_does_not_fit_the_model_is_refused_before_anything_runs(
+    tmp_path: Path, tokenizer: Any, engine: SequentialEngine
+) -> None:
+    documents = three_splits()
+    documents["test"][2]["question"] = "x" * 300
+    generating(tmp_path, documents=documents)
+    choosing(tmp_path)
+    skills = loaded(tmp_path, tokenizer, recipe("sums:exact_match", "pick:acc"))
+    skills["two"].check(engine)
+    with pytest.raises(UserError, match=r"^skills\.one: document test:2: prompt and answer take"):
+        skills["one"].check(engine)
+
+
 def test_requests_are_built_once_and_say_what_the_task_says(tmp_path: Path, tokenizer: Any) -> None:
     generating(tmp_path)
     choosing(tmp_path)

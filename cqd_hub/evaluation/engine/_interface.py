@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from cqd_hub.errors import UserError
     from cqd_hub.genome import Genome
 
 
@@ -81,6 +82,10 @@ class Engine(Protocol):
         """The transformers tokenizer whose ids requests are made of."""
         ...
 
+    def misfit(self, request: Request) -> UserError | None:
+        """Why the model cannot answer a request (its context, its tokens), or None."""
+        ...
+
     def submit(self, candidate: Candidate, request: Request) -> asyncio.Future[Reply]:
         """Queue a request; results come as they finish, in no particular order.
 
@@ -90,7 +95,7 @@ class Engine(Protocol):
             RuntimeError: The engine is not open.
 
         Raises (from the future):
-            UserError: The request does not fit the model's context.
+            UserError: What `misfit` says of the request.
             RunError: It does not fit the device's memory.
         """
         ...

@@ -108,14 +108,15 @@ class SequentialEngine:
         if self._worker is None or self._worker.done():
             raise RuntimeError("the engine is not open")
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if error := self._misfit(request):
+        if error := self.misfit(request):
             future.set_exception(error)
         else:
             self._waiting.append(_Job(candidate, request, future))
             self._arrival.set()
         return future
 
-    def _misfit(self, request: Request) -> UserError | None:
+    def misfit(self, request: Request) -> UserError | None:
+        """Why the model cannot answer a request; see `Engine.misfit`."""
         if (length := _length(request)) > self._context:
             return UserError(
                 f"prompt and answer take {length} tokens, the model holds {self._context}",
