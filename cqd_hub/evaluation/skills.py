@@ -24,7 +24,7 @@ from cqd_hub.evaluation.engine import Engine, Reply, Request
 from cqd_hub.evaluation.execution import EXECUTIONS, Execution
 from cqd_hub.evaluation.requests import build_request
 from cqd_hub.evaluation.samples import choose, refuse_overlap
-from cqd_hub.evaluation.tasks import TaskIndex, build_filters, filter_list, load_task
+from cqd_hub.evaluation.tasks import TaskIndex, build_filters, filter_list, load_task, unsafe
 from cqd_hub.recipe import SPLITS, Recipe, Split
 from cqd_hub.recipe.schema import Skill as SkillSettings
 
@@ -292,12 +292,8 @@ class Skill:
                     remedy=f"set metadata.execution to {' | '.join(EXECUTIONS)} in its YAML",
                 )
             return EXECUTIONS[kind]
-        if self._task.config.unsafe_code:
-            raise UserError(
-                "lm-eval marks this task unsafe: it would run model-written code unconfined",
-                where=f"{self._where}.task",
-                remedy="use a task with metadata.execution, and metric: executed",
-            )
+        if getattr(self._task, "UNSAFE_CODE", False):  # a task in Python, which says so only now
+            raise unsafe(f"{self._where}.task")
         return None
 
     def _choose_documents(
@@ -368,7 +364,8 @@ def load_skills(recipe: Recipe, folder: Path, tokenizer: Any) -> dict[str, Skill
     index = TaskIndex(include)
     skills = {}
     for name, settings in recipe.skills.items():
-        task = load_task(settings.task, index, folder, f"skills.{name}.task")
+        executed = settings.metric.partition(",")[0] == EXECUTED
+        task = load_task(settings.task, index, folder, f"skills.{name}.task", executed=executed)
         skills[name] = Skill(name, task, settings, recipe)
         skills[name].prepare(tokenizer, settings, recipe.seed)
     return skills

@@ -40,7 +40,16 @@ class TaskIndex:
         return TaskManager(include_path=self._include)
 
 
-def load_task(name: str, index: TaskIndex, folder: Path, where: str) -> Any:
+def load_task(name: str, index: TaskIndex, folder: Path, where: str, *, executed: bool) -> Any:
+    """Load a task by name, or from a YAML file relative to *folder*.
+
+    Args:
+        executed: Its answers go to our sandbox, if the task says how.
+
+    Raises:
+        UserError: There is no such task, it is a group, it cannot be loaded, or it is unsafe: what
+            lm-eval marks so is refused before its Python is imported.
+    """
     if name.endswith((".yaml", ".yml")):
         path = (folder / name).resolve()
         name = _task_name(path, where)
@@ -63,6 +72,11 @@ def load_task(name: str, index: TaskIndex, folder: Path, where: str) -> Any:
                 where=where,
                 remedy=f"did you mean {close[0]!r}?" if close else listing,
             )
+    config = entry.cfg or {}
+    metadata = config.get("metadata")
+    told = isinstance(metadata, dict) and "execution" in metadata
+    if config.get("unsafe_code", False) is not False and not (executed and told):
+        raise unsafe(where)
     # Data files in a task YAML are relative to it; datasets resolves them from the working folder.
     place = Path(entry.yaml_path).parent if entry.yaml_path else Path()
     try:
@@ -85,6 +99,15 @@ def load_task(name: str, index: TaskIndex, folder: Path, where: str) -> Any:
             remedy=f"name one of them, such as {loaded[0].task_name}" if loaded else "",
         )
     return loaded[0]
+
+
+def unsafe(where: str) -> UserError:
+    """The refusal of a task whose own code would run answers."""
+    return UserError(
+        "lm-eval marks this task unsafe: it would run model-written code unconfined",
+        where=where,
+        remedy="use a task with metadata.execution, and metric: executed",
+    )
 
 
 def _task_name(path: Path, where: str) -> str:

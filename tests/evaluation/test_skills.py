@@ -373,6 +373,27 @@ def test_tasks_and_metrics_that_do_not_serve(
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"metadata": {"execution": "python"}}, {"metadata": {"version": 1.0}}]
+)
+def test_an_unsafe_task_is_refused_before_its_python_is_imported(
+    tmp_path: Path, tokenizer: Any, more: dict[str, Any]
+) -> None:
+    write_task(tmp_path, "_common", three_splits(), task=None, unsafe_code=True, **more)
+    (tmp_path / "_common.yaml").rename(tmp_path / "common")
+    (tmp_path / "utils.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('imported').touch()\n"
+        "def text(doc):\n    return doc['question']\n"
+    )
+    (tmp_path / "danger.yaml").write_text(
+        "include: common\ntask: danger\ndoc_to_text: !function utils.text\n"
+    )
+    for task in ("danger", "danger.yaml"):
+        line = refused(tmp_path, tokenizer, recipe(f"{task}:exact_match", "danger:exact_match"))
+        assert "skills.one.task: lm-eval marks this task unsafe" in line
+    assert not (tmp_path / "imported").exists()
+
+
 def test_bare_log_likelihoods(tmp_path: Path, tokenizer: Any) -> None:
     """One context may have several endings."""
     documents = {
