@@ -10,12 +10,14 @@ run.export("best", to="my-model")
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cqd_hub.errors import UserError
-from cqd_hub.recipe import Recipe, load_yaml
+from cqd_hub.recipe import Recipe, find_recipe, load_yaml
 
 if TYPE_CHECKING:
     from cqd_hub.report import Row
@@ -59,8 +61,7 @@ class Run:
         """Write an individual as a model that other tools load; returns *to*."""
         from cqd_hub.run.export import export_individual
 
-        for _ in export_individual(self.folder, who, Path(to), form=form, dtype=dtype, rank=rank):
-            pass
+        export_individual(self.folder, who, Path(to), form=form, dtype=dtype, rank=rank)
         return Path(to)
 
 
@@ -75,31 +76,45 @@ def evolve(
     """Run a recipe, or carry on with the run in *out*.
 
     Args:
-        recipe: A file, or a `Recipe` whose relative paths start from the working folder.
+        recipe: A file, a shipped recipe's name, or a `Recipe` whose relative paths start from the
+            working folder.
         out: The run directory; ``runs/<name>`` by default.
-        children: Overrides the recipe's.
-        seed: Overrides the recipe's.
+        children: Overrides the recipe file's.
+        seed: Overrides the recipe file's.
         observer: Told what happens.
 
     Raises:
         UserError: Bad input; nothing was written.
         RunError: Disk, sandbox or another process; what was evaluated is kept.
+        Stopped: Interrupted (`cqd_hub.run.progress`); what was evaluated is kept.
     """
+    from cqd_hub.report import build_report
     from cqd_hub.run.evolve import evolve as run
 
+    changes = [] if children is None else [f"search.children={children}"]
+    changes += [] if seed is None else [f"seed={seed}"]
     if isinstance(recipe, Recipe):
+        if changes:
+            raise UserError("children and seed override a recipe file; set them in the Recipe")
         loaded, place = recipe, Path.cwd()
     else:
-        loaded, place = load_yaml(Path(recipe), Recipe), Path(recipe).resolve().parent
-    changes: dict[str, Any] = {}
-    if children is not None:
-        changes["search"] = loaded.search.model_copy(update={"children": children})
-    if seed is not None:
-        changes["seed"] = seed
-    loaded = loaded.model_copy(update=changes)
+        path = find_recipe(str(recipe))
+        loaded, place = load_yaml(path, Recipe, changes), path.resolve().parent
     folder = Path(out) if out is not None else Path("runs") / loaded.name
-    asyncio.run(run(loaded, place, folder, observer))
+    _wait_for(run(loaded, place, folder, observer))
+    build_report(folder)
     return Run(folder)
+
+
+def _wait_for(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, in a thread of its own where a loop is running already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pool.submit(asyncio.run, work).result()
 
 
 def open_run(folder: str | Path) -> Run:

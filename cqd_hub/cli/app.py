@@ -52,8 +52,12 @@ def _register() -> None:
         ("init", create.init),
         ("doctor", create.doctor),
     ]
+    # Baselines and aggregates have negative ids, which look like options.
+    negative_ids = {"ignore_unknown_options": True}
     for name, function in commands:
-        app.command(name)(function)
+        app.command(name, context_settings=negative_ids if name in ("export", "eval") else {})(
+            function
+        )
 
 
 _register()

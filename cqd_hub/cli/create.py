@@ -30,6 +30,7 @@ def init(
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("recipe.yaml"),
+    as_json: JsonOption = False,
 ) -> None:
     """Write a commented recipe for a base and its experts, after checking that they fit.
 
@@ -47,7 +48,7 @@ def init(
     kinds = [type(open_expert(opened, expert)).__name__ for expert in experts]
     chosen = dict(_skill(text) for text in skills or [])
     out.write_text(_recipe(out, base, experts, kinds, chosen), encoding="utf-8")
-    print(out)
+    print(json.dumps({"path": str(out)}) if as_json else out)
     todo = "" if chosen else "fill in `skills`, then "
     print(f"{todo}run: cqd-hub evolve {out}", file=sys.stderr)
 

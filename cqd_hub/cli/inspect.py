@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cqd_hub.cli.options import JsonOption, OverrideOption, RunArgument
-from cqd_hub.cli.paths import recipe_file
 from cqd_hub.cli.tables import print_rows
 
 if TYPE_CHECKING:
@@ -53,9 +52,9 @@ def evaluate(
     if (Path(what) / "manifest.json").exists():
         rows = asyncio.run(evaluate_individuals(Path(what), who or [], split, note=note))
     else:
-        from cqd_hub.recipe import Recipe, load_yaml
+        from cqd_hub.recipe import Recipe, find_recipe, load_yaml
 
-        path = recipe_file(what)
+        path = find_recipe(what)
         recipe = load_yaml(path, Recipe, overrides or [])
         rows = asyncio.run(
             evaluate_models(recipe, path.resolve().parent, who or [], split, note=note)

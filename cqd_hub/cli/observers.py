@@ -5,21 +5,31 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cqd_hub.run.progress import Observer, Progress
 
 
-def make_observer(*, quiet: bool, as_json: bool) -> Observer:
-    """The observer for this terminal."""
-    if as_json:
-        return JsonLines()
-    if quiet:
-        from cqd_hub.run.progress import Silent
+@contextmanager
+def make_observer(*, quiet: bool, as_json: bool) -> Iterator[Observer]:
+    """The observer for this terminal, which it leaves as it was."""
+    from cqd_hub.run.progress import Silent
 
-        return Silent()
-    return Live() if sys.stderr.isatty() else Lines()
+    if quiet:
+        yield Silent()
+    elif as_json:
+        yield JsonLines()
+    elif sys.stderr.isatty():
+        live = Live()
+        try:
+            yield live
+        finally:
+            live.close()
+    else:
+        yield Lines()
 
 
 class JsonLines:
@@ -76,6 +86,10 @@ class Live:
             transient=True,
         )
         self._task: Any = None
+
+    def close(self) -> None:
+        """Take the bar away and give the cursor back."""
+        self._bar.stop()
 
     def phase(self, name: str) -> None:
         if self._task is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ import typer
 
 from cqd_hub.cli.observers import make_observer
 from cqd_hub.cli.options import JsonOption, OverrideOption, QuietOption, RecipeArgument, RunArgument
-from cqd_hub.cli.paths import recipe_file
 from cqd_hub.cli.tables import print_rows
 
 
@@ -39,9 +39,9 @@ def evolve(
 
         cqd-hub evolve recipe.yaml --seed 1 --set variation.mutation.w_max=0.2 --json
     """
-    from cqd_hub.recipe import Recipe, load_yaml
+    from cqd_hub.recipe import Recipe, find_recipe, load_yaml
 
-    path = recipe_file(recipe)
+    path = find_recipe(recipe)
     changes = list(overrides or [])
     changes += [f"search.children={children}"] if children is not None else []
     changes += [f"seed={seed}"] if seed is not None else []
@@ -51,9 +51,9 @@ def evolve(
     from cqd_hub.run.evolve import evolve as run
     from cqd_hub.run.progress import Stopped
 
-    observer = make_observer(quiet=quiet, as_json=as_json)
     try:
-        asyncio.run(run(loaded, path.resolve().parent, folder, observer))
+        with make_observer(quiet=quiet, as_json=as_json) as observer:
+            asyncio.run(run(loaded, path.resolve().parent, folder, observer))
     except (Stopped, KeyboardInterrupt, asyncio.CancelledError):
         print(f"stopped; to go on: {_again()}", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -67,12 +67,13 @@ def evolve(
 
 
 def train(
-    recipe: RecipeArgument,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A training recipe file.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the model [default: the recipe's]."),
     ] = None,
     quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a base model or an expert (full fine-tune or LoRA) from a training recipe.
 
@@ -85,8 +86,8 @@ def train(
     def show(step: int, steps: int, loss: float) -> None:
         print(f"  step {step}/{steps}  loss {loss:.4f}", file=sys.stderr, flush=True)
 
-    made = run(Path(recipe), out=out, progress=None if quiet else show)
-    print(made)
+    made = run(recipe, out=out, progress=None if quiet else show)
+    print(json.dumps({"path": str(made)}) if as_json else made)
 
 
 def export(
@@ -109,6 +110,7 @@ def export(
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="Of an adapter [default: exact].")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write one individual of a run as a model that other tools load.
 
@@ -122,9 +124,14 @@ def export(
     """
     from cqd_hub.run.export import export_individual
 
-    for line in export_individual(run, who, to, form=form, dtype=dtype, rank=rank):
+    def note(line: str) -> None:
         print(line, file=sys.stderr)
-    print(to)
+
+    made = export_individual(run, who, to, form=form, dtype=dtype, rank=rank, note=note)
+    if as_json:
+        print(json.dumps({"path": str(to), "id": made.id, "genome": made.genome_hash}))
+    else:
+        print(to)
 
 
 def _again() -> str:

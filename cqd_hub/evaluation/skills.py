@@ -24,7 +24,14 @@ from cqd_hub.evaluation.engine import Engine, Reply, Request
 from cqd_hub.evaluation.execution import EXECUTIONS, Execution
 from cqd_hub.evaluation.requests import build_request
 from cqd_hub.evaluation.samples import choose, refuse_overlap
-from cqd_hub.evaluation.tasks import TaskIndex, build_filters, filter_list, load_task, unsafe
+from cqd_hub.evaluation.tasks import (
+    LoadedTask,
+    TaskIndex,
+    build_filters,
+    filter_list,
+    load_task,
+    unsafe,
+)
 from cqd_hub.recipe import SPLITS, Recipe, Split
 from cqd_hub.recipe.schema import Skill as SkillSettings
 
@@ -47,12 +54,14 @@ class Skill:
     Built by `load_skills`.
     """
 
-    def __init__(self, name: str, task: Any, settings: SkillSettings, recipe: Recipe) -> None:
-        self.name, self._task = name, task
+    def __init__(
+        self, name: str, loaded: LoadedTask, settings: SkillSettings, recipe: Recipe
+    ) -> None:
+        self.name, (self._task, self._source) = name, loaded
         self._where = f"skills.{name}"
         self.metric, self._filter = self._choose_metric(settings)
         self.execution = self._choose_execution()
-        self._filters = build_filters(task)
+        self._filters = build_filters(self._task)
         self._documents = self._choose_documents(settings, recipe)
         self.samples: dict[Split, tuple[Sample, ...]] = {}
 
@@ -200,8 +209,19 @@ class Skill:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every sample of every split: id, document and requests."""
-        digest = hashlib.sha256(f"{self.metric} {self._filter}".encode())
+        """SHA-256 over how answers are scored (metric, filters, the task's YAML and Python) and
+        every sample of every split: id, document and requests.
+        """
+        config = self._task.config
+        scoring = [
+            self.metric,
+            self._filter,
+            filter_list(self._task),
+            config.metric_list,
+            (config.metadata or {}).get("execution"),
+            self._source,
+        ]
+        digest = hashlib.sha256(json.dumps(scoring, sort_keys=True, default=_name).encode())
         for split in SPLITS:
             for sample in self.samples[split]:
                 record = [sample.id, sample.document, [repr(r) for r in sample.requests]]
@@ -379,6 +399,10 @@ def _question(task: Any, document: dict[str, Any]) -> str:
     elif task.OUTPUT_TYPE == "loglikelihood":
         parts.append(task.doc_to_target(document))
     return " | ".join(str(part) for part in parts)
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _chat(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cqd_hub.errors import UserError
+from cqd_hub.files import sha256_of
 from cqd_hub.recipe import read_yaml
+
+
+class LoadedTask(NamedTuple):
+    """lm-eval's task, and the SHA-256 of the files it was read from."""
+
+    task: Any
+    source: str
 
 
 class TaskIndex:
@@ -40,7 +50,9 @@ class TaskIndex:
         return TaskManager(include_path=self._include)
 
 
-def load_task(name: str, index: TaskIndex, folder: Path, where: str, *, executed: bool) -> Any:
+def load_task(
+    name: str, index: TaskIndex, folder: Path, where: str, *, executed: bool
+) -> LoadedTask:
     """Load a task by name, or from a YAML file relative to *folder*.
 
     Args:
@@ -98,7 +110,34 @@ def load_task(name: str, index: TaskIndex, folder: Path, where: str, *, executed
             where=where,
             remedy=f"name one of them, such as {loaded[0].task_name}" if loaded else "",
         )
-    return loaded[0]
+    return LoadedTask(loaded[0], _source(Path(entry.yaml_path)))
+
+
+def _source(path: Path) -> str:
+    """SHA-256 over a task YAML, what it includes, and the Python that they name or lie beside."""
+    files: set[Path] = set()
+    waiting = [path.resolve()]
+    while waiting:
+        place = waiting.pop()
+        if place in files:
+            continue
+        text = place.read_bytes()
+        waiting += [(place.parent / name).resolve() for name in _includes(text)]
+        named = re.findall(rb"!function\s+['\"]?([\w.]+)\.\w", text)
+        modules = [place.parent / f"{name.decode().replace('.', '/')}.py" for name in named]
+        files |= {place, *place.parent.glob("*.py"), *(m for m in modules if m.is_file())}
+    listing = sorted((file.name, sha256_of(file)) for file in files if file.is_file())
+    return hashlib.sha256(repr(listing).encode()).hexdigest()
+
+
+def _includes(text: bytes) -> list[str]:
+    import yaml  # lm-eval's own parser: it reads the same files that ours is stricter about
+
+    names: list[str] = []
+    for key, value in getattr(yaml.compose(text, Loader=yaml.SafeLoader), "value", []):
+        if key.value == "include":
+            names = [one.value for one in value.value] if value.id == "sequence" else [value.value]
+    return names
 
 
 def unsafe(where: str) -> UserError:

@@ -7,7 +7,15 @@ from typing import Any, Literal
 Preset = Literal["default", "paper", "released-code"]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"search": {"archive": {"kind": "grid"}}},
+    # Wider than the paper's near-midpoint crossover, and draws that whole layers share: thousands
+    # of independent draws average out to a change of scale (measured in docs/search.md).
+    "default": {
+        "search": {"archive": {"kind": "grid"}},
+        "variation": {
+            "crossover": {"per": "model", "mean": 1.0, "deviation": 0.5},
+            "mutation": {"kind": "svd", "of": "expert", "w_max": 0.5, "per": "layer"},
+        },
+    },
     # arXiv 2410.14735 §3 and A.1.3.
     "paper": {
         "search": {

@@ -233,7 +233,7 @@ class Recipe(Strict):
 
 def _merged(defaults: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     # Keys of one kind of archive, sampling or mutation mean nothing to another kind.
-    if data.get("kind", defaults.get("kind")) != defaults.get("kind"):
+    if any(data.get(key, defaults.get(key)) != defaults.get(key) for key in ("kind", "of")):
         return dict(data)
     result = dict(defaults)
     for key, value in data.items():

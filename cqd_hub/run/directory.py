@@ -22,7 +22,7 @@ _FREE = {"recipe.search.children", "recipe.evaluation.sandbox_workers"}
 # Where the order of keys matters: it numbers the archives and the experts.
 _ORDERED = {"recipe.skills", "recipe.experts"}
 # Differences that are recorded instead of refused.
-_RECORDED = {"versions", "created", "sessions", "folder"}
+_RECORDED = ("versions", "created", "sessions", "folder", "sandbox.guarantees")
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def _take(descriptor: int, folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Take back what a run wrote that turned out to be a mistake at its first step."""
-    for pattern in ("manifest.json", "journal.sqlite*", "log.txt", "genomes"):
+    for pattern in ("journal.sqlite*", "log.txt", "genomes", "manifest.json"):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -146,10 +146,32 @@ def agree(folder: Path, manifest: dict[str, Any]) -> list[str]:
     if old is None:
         write_atomic(path, _dump(manifest | {"sessions": [manifest["versions"]]}))
         return []
+    _refuse(folder, old, manifest)
+    recorded = [line for key, line in _differences(old["sessions"][-1], manifest["versions"])]
+    sessions = old["sessions"] + ([manifest["versions"]] if recorded else [])
+    kept = {**manifest, "versions": old["versions"], "created": old["created"]}
+    write_atomic(path, _dump({**kept, "sessions": sessions}))
+    return recorded
+
+
+def refuse_other_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse the directory of another recipe before anything is opened.
+
+    Raises:
+        UserError: The run there has another recipe.
+    """
+    old = read_manifest(folder)
+    if old is not None:
+        new = json.loads(_dump(recipe.model_dump(mode="json")))
+        _refuse(folder, {"recipe": old["recipe"]}, {"recipe": new})
+
+
+def _refuse(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    recorded = tuple(f"{part}." for part in _RECORDED)
     refused = [
         line
-        for key, line in _differences(old, manifest)
-        if key not in _FREE and key.split(".")[0] not in _RECORDED
+        for key, line in _differences(old, new)
+        if key not in _FREE and not f"{key}.".startswith(recorded)
     ]
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
@@ -158,11 +180,6 @@ def agree(folder: Path, manifest: dict[str, Any]) -> list[str]:
             where=str(folder),
             remedy="restore what it was made with, or choose another --out",
         )
-    recorded = [line for key, line in _differences(old["sessions"][-1], manifest["versions"])]
-    sessions = old["sessions"] + ([manifest["versions"]] if recorded else [])
-    kept = {**manifest, "versions": old["versions"], "created": old["created"]}
-    write_atomic(path, _dump({**kept, "sessions": sessions}))
-    return recorded
 
 
 def _dump(manifest: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from cqd_hub.recipe import Recipe, Split
 from cqd_hub.run.directory import read_manifest, read_recipe
 from cqd_hub.run.journal import Journal
 from cqd_hub.run.select import find
-from cqd_hub.run.workbench import open_workbench
+from cqd_hub.run.workbench import open_workbench, shares_kept
 from cqd_hub.statistics import Interval, average_interval, mean_interval
 
 
@@ -61,7 +61,7 @@ async def evaluate_models(
     wider = recipe.model_copy(update={"experts": {**recipe.experts, **folders}})
     async with open_workbench(wider, recipe_folder, note=note) as bench:
         layout, hash_ = bench.basis.layout, bench.basis.hash
-        order, result = list(wider.experts), []
+        order, kept, result = list(wider.experts), shares_kept(bench.basis), []
         for number, name in enumerate(names):
             key = name if name in recipe.experts else f"model-{number}"
             genome = (
@@ -69,6 +69,8 @@ async def evaluate_models(
                 if name == "base"
                 else Genome.of_expert(hash_, layout, order.index(key))
             )
+            if name != "base" and kept[order.index(key)] < 0.999:
+                name = f"{name}, rank {recipe.genome.rank}"
             evaluation = await bench.evaluator.evaluate(Candidate(number, genome), split)
             result.append(_scored(name, list(recipe.skills), evaluation.measurements))
         return result
@@ -94,13 +96,8 @@ async def evaluate_individuals(
         chosen = [(name, find(name, folder, recipe, journal)) for name in who or ["best"]]
     finally:
         journal.close()
-    async with open_workbench(recipe, Path(manifest["folder"]), note=note) as bench:
-        if bench.basis.hash != manifest["basis"]:
-            raise UserError(
-                "base or experts are not those the run was made with",
-                where=str(folder),
-                remedy="restore them",
-            )
+    place = Path(manifest["folder"])
+    async with open_workbench(recipe, place, expected=manifest["basis"], note=note) as bench:
         result = []
         for name, individual in chosen:
             candidate = Candidate(individual.id, Genome.from_bytes(individual.genome))

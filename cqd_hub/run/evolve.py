@@ -18,9 +18,9 @@ from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.genome import Genome
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.archives import expert_scores, make_cycle, replay, vector
-from cqd_hub.run.directory import agree, discard, open_directory, read_manifest
+from cqd_hub.run.directory import agree, discard, open_directory, refuse_other_recipe
 from cqd_hub.run.finish import finish
-from cqd_hub.run.journal import Individual, Journal, Role
+from cqd_hub.run.journal import Individual, Journal, Role, count_individuals
 from cqd_hub.run.log import Logged
 from cqd_hub.run.progress import Observer, Pace, Progress, Silent, Stopped, best_average
 from cqd_hub.run.space import check_space
@@ -51,10 +51,11 @@ async def evolve(
     """
     observer = observer or Silent()
     observer.phase("opening")
-    async with open_workbench(recipe, recipe_folder, note=observer.note) as bench:
-        with open_directory(out):
-            check_space(out, bench)
-            fresh = read_manifest(out) is None
+    with open_directory(out):
+        refuse_other_recipe(out, recipe)
+        async with open_workbench(recipe, recipe_folder, note=observer.note) as bench:
+            present = count_individuals(out)
+            check_space(out, bench, present)
             observer = Logged(observer, out)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {**bench.manifest(), "folder": str(recipe_folder), "created": created}
@@ -65,7 +66,7 @@ async def evolve(
                 with _stop_on_interrupt(observer) as stop:
                     await _Run(bench, journal, out, observer, stop).go()
             except UserError:
-                if fresh:
+                if not journal.told():  # a mistake shown by the very first evaluations
                     discard(out)
                 raise
             finally:
@@ -131,53 +132,66 @@ class _Run:
     async def _children(self, cycle: Cycle) -> None:
         self._observer.phase("children")
         step, experts = self._recipe.search.children_per_step, len(self._recipe.experts)
-        done = (len(self._journal.told()) - experts) // step
-        for generation in range(done, -(-self._recipe.search.children // step)):
+        generations = -(-self._recipe.search.children // step)
+        self._made, self._total = len(self._journal.told()) - experts, generations * step
+        for generation in range(self._made // step, generations):
             proposals = cycle.ask(generation, step, experts + generation * step)
             known = self._journal.ids()
-            gate = asyncio.Semaphore(_IN_FLIGHT)
-            outcomes = await asyncio.gather(
-                *(
-                    self._child(proposal, gate, cycle)
-                    for proposal in proposals
-                    if proposal.individual not in known
-                ),
-                return_exceptions=True,
-            )
-            for error in sorted(
-                (outcome for outcome in outcomes if isinstance(outcome, BaseException)),
-                key=lambda error: isinstance(error, Stopped),
-            ):
-                raise error
+            missing = [proposal for proposal in proposals if proposal.individual not in known]
+            self._made += len(proposals) - len(missing)
+            await self._evaluate_all(missing, cycle, last=generation * step + step)
             self._journal.tell([proposal.individual for proposal in proposals])
-            scores = self._journal.scores("optimisation")
             for proposal in proposals:
-                number = proposal.individual
-                cycle.tell(number, vector(scores[number], self._recipe))
+                scores = self._journal.scores_of(proposal.individual, "optimisation")
+                cycle.tell(proposal.individual, vector(scores, self._recipe))
+            self._tell_progress(proposals[-1].skill, cycle)
 
-    async def _child(self, proposal: Proposal, gate: asyncio.Semaphore, cycle: Cycle) -> None:
-        async with gate:
-            self._leave_if_asked()
-            mother, father = (self._genome(parent) for parent in proposal.parents)
-            genome, lineage = make_child(
-                proposal,
-                (mother, father),
-                variation=self._recipe.variation,
-                basis=self._basis,
-                expert=self._skill_expert[proposal.skill],
-                seed=self._recipe.seed,
-            )
-            skill = list(self._recipe.skills)[proposal.skill]
-            expert = list(self._recipe.experts)[self._skill_expert[proposal.skill]]
-            await self._evaluate(
-                proposal.individual,
-                Role.CHILD,
-                f"child {proposal.individual}",
-                genome,
-                generation=proposal.generation,
-                lineage={"skill": skill, "expert": expert, **lineage},
-            )
-            self._tell_progress(proposal, skill, cycle)
+    async def _evaluate_all(self, proposals: list[Proposal], cycle: Cycle, *, last: int) -> None:
+        """Evaluate children of one generation; after a failure no further one is begun."""
+        gate, failures = asyncio.Semaphore(_IN_FLIGHT), list[Exception]()
+
+        async def one(proposal: Proposal) -> None:
+            async with gate:
+                if failures:
+                    return
+                try:
+                    self._leave_if_asked()
+                    await self._child(proposal)
+                except Exception as error:
+                    failures.append(error)
+                    return
+            self._made += 1
+            self._pace.tick(time.monotonic())
+            if self._made < last:  # the last one is told with the archives it changed
+                self._tell_progress(proposal.skill, cycle)
+
+        await asyncio.gather(*(one(proposal) for proposal in proposals))
+        if failures:
+            raise min(failures, key=lambda error: isinstance(error, Stopped))
+
+    async def _child(self, proposal: Proposal) -> None:
+        mother, father = (self._genome(parent) for parent in proposal.parents)
+        expert = self._skill_expert[proposal.skill]
+        genome, lineage = make_child(
+            proposal,
+            (mother, father),
+            variation=self._recipe.variation,
+            basis=self._basis,
+            expert=expert,
+            seed=self._recipe.seed,
+        )
+        names = {
+            "skill": list(self._recipe.skills)[proposal.skill],
+            "expert": list(self._recipe.experts)[expert],
+        }
+        await self._evaluate(
+            proposal.individual,
+            Role.CHILD,
+            f"child {proposal.individual}",
+            genome,
+            generation=proposal.generation,
+            lineage=names | lineage,
+        )
 
     async def _evaluate(
         self,
@@ -223,27 +237,23 @@ class _Run:
         if self._stop.is_set():
             raise Stopped
 
-    def _tell_progress(self, proposal: Proposal, skill: str, cycle: Cycle) -> None:
-        self._pace.tick(time.monotonic())
-        evaluator = self._bench.evaluator
-        made = proposal.individual - len(self._recipe.experts) + 1
-        pace, total = self._pace.per_minute(), self._recipe.search.children
+    def _tell_progress(self, skill: int, cycle: Cycle) -> None:
+        evaluator, names = self._bench.evaluator, list(self._recipe.skills)
+        pace, left = self._pace.per_minute(), self._total - self._made
         answers = evaluator.executed + evaluator.verdicts.reused
         summaries = [archive.summary for archive in cycle.archives]
         self._observer.progress(
             Progress(
-                children=made,
-                total=max(total, made),
-                skill=skill,
-                best={
-                    name: summary.best or 0.0
-                    for name, summary in zip(self._recipe.skills, summaries, strict=True)
-                },
+                children=self._made,
+                total=self._total,
+                skill=names[skill],
+                best={n: s.best or 0.0 for n, s in zip(names, summaries, strict=True)},
+                mean={n: s.mean or 0.0 for n, s in zip(names, summaries, strict=True)},
                 average=best_average(cycle),
                 coverage=sum(summary.coverage for summary in summaries) / len(summaries),
                 qd_score=sum(summary.qd_score for summary in summaries),
                 per_minute=pace,
-                eta_seconds=60 * max(total - made, 0) / pace if pace else None,
+                eta_seconds=60 * left / pace if pace else None,
                 reused=evaluator.verdicts.reused / answers if answers else 0.0,
             )
         )
@@ -251,7 +261,7 @@ class _Run:
 
 @contextmanager
 def _stop_on_interrupt(observer: Observer) -> Iterator[asyncio.Event]:
-    """First SIGINT or SIGTERM: finish the child in flight. Second: at once."""
+    """First SIGINT or SIGTERM: finish the children in flight. Second: as soon as a batch ends."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     task = asyncio.current_task()
 
@@ -259,7 +269,7 @@ def _stop_on_interrupt(observer: Observer) -> Iterator[asyncio.Event]:
         if stop.is_set() and task is not None:
             task.cancel()
         else:
-            observer.note("stopping after the child in flight; once more to stop at once")
+            observer.note("stopping after the children in flight; once more to give them up")
             stop.set()
 
     caught = []

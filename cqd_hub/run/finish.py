@@ -20,7 +20,7 @@ from cqd_hub.genome import Genome, combine
 from cqd_hub.recipe import Split
 from cqd_hub.run.journal import Individual, Journal, Role
 from cqd_hub.run.progress import Observer, Stopped
-from cqd_hub.run.workbench import Workbench
+from cqd_hub.run.workbench import Workbench, shares_kept
 from cqd_hub.search import Cycle, aggregation_weights
 
 _TOP = 8  # elites by average that are scored again on validation
@@ -64,11 +64,7 @@ class _Finish:
     ) -> None:
         self._bench, self._journal, self._cycle = bench, journal, cycle
         self._folder, self._observer, self._stop = folder, observer, stop
-        self._outsiders = {
-            (individual.name, individual.genome_hash): individual.id
-            for individual in journal.individuals()
-            if individual.id < 0
-        }
+        self._outsiders = journal.outsiders()
 
     async def go(self) -> None:
         self._observer.phase("validation")
@@ -94,6 +90,7 @@ class _Finish:
         selection = self._journal.scores("optimisation")
         results = {
             "finalists": [vars(finalist) for finalist in finalists],
+            "told": len(self._journal.told()),
             "chosen": chosen.id,
             "chosen_by": "validation average, best elite or aggregate",
             "candidates": [
@@ -115,9 +112,17 @@ class _Finish:
     def _ancestors(self) -> list[_Candidate]:
         base, *_ = self._journal.individuals(Role.BASE)
         experts = self._journal.individuals(Role.EXPERT)
+        kept, rank = shares_kept(self._bench.basis), self._bench.recipe.genome.rank
         return [
             _Candidate(base.id, "base", "base"),
-            *(_Candidate(expert.id, f"expert {expert.name}", "expert") for expert in experts),
+            *(
+                _Candidate(
+                    expert.id,
+                    f"expert {expert.name}" + (f", rank {rank}" if share < 0.999 else ""),
+                    "expert",
+                )
+                for expert, share in zip(experts, kept, strict=True)
+            ),
         ]
 
     def _equal_merge(self) -> _Candidate:

@@ -53,6 +53,13 @@ CREATE TABLE told (
 """
 
 
+_MEANS = (
+    "SELECT individual, skill, AVG(score) FROM (SELECT individual, skill, AVG(score) AS score "
+    "FROM measurements WHERE split = ? {} GROUP BY individual, skill, sample) "
+    "GROUP BY individual, skill"
+)
+
+
 class Role(StrEnum):
     """What an individual is to the run."""
 
@@ -181,6 +188,11 @@ class Journal:
         """Ids of all recorded individuals."""
         return {number for (number,) in self._db.execute("SELECT id FROM individuals")}
 
+    def outsiders(self) -> dict[tuple[str, str], int]:
+        """(name, genome hash) → id of the individuals that no archive sees."""
+        rows = self._db.execute("SELECT name, genome_hash, id FROM individuals WHERE id < 0")
+        return {(name, genome_hash): number for name, genome_hash, number in rows}
+
     def told(self) -> list[int]:
         """Ids in the order they were offered to the archives."""
         return [n for (n,) in self._db.execute("SELECT individual FROM told ORDER BY position")]
@@ -207,21 +219,15 @@ class Journal:
 
     def scores(self, split: Split) -> dict[int, dict[str, float]]:
         """Individual → skill → mean score on one split (repeats averaged within samples)."""
-        rows = self._db.execute(
-            "SELECT individual, skill, AVG(score) FROM (SELECT individual, skill, AVG(score) AS "
-            "score FROM measurements WHERE split = ? GROUP BY individual, skill, sample) "
-            "GROUP BY individual, skill",
-            (split,),
-        )
         result: dict[int, dict[str, float]] = {}
-        for individual, skill, score in rows:
+        for individual, skill, score in self._db.execute(_MEANS.format(""), (split,)):
             result.setdefault(individual, {})[skill] = score
         return result
 
     def scores_of(self, individual: int, split: Split) -> dict[str, float]:
         """Skill → mean score of one individual on one split."""
-        samples = self.sample_scores(individual, split)
-        return {skill: sum(row.values()) / len(row) for skill, row in samples.items()}
+        rows = self._db.execute(_MEANS.format("AND individual = ?"), (split, individual))
+        return {skill: score for _, skill, score in rows}
 
     def sample_scores(self, individual: int, split: Split) -> dict[str, dict[str, float]]:
         """Skill → sample → score (repeats averaged) of one individual on one split."""
@@ -293,6 +299,17 @@ class Journal:
 
     def _genome_file(self, genome_hash: str) -> Path:
         return self.path.parent / "genomes" / f"{genome_hash}.safetensors"
+
+
+def count_individuals(folder: Path) -> int:
+    """How many individuals a run directory holds; 0 where there is no run."""
+    if not (folder / "journal.sqlite").exists():
+        return 0
+    journal = Journal(folder, create=True)
+    try:
+        return len(journal.ids())
+    finally:
+        journal.close()
 
 
 class _Transaction:

@@ -27,7 +27,10 @@ class Logged:
 
     def progress(self, progress: Progress) -> None:
         """Log and pass on."""
-        best = " ".join(f"{skill}={score:.3f}" for skill, score in progress.best.items())
+        best = " ".join(
+            f"{skill}={score:.3f}/{progress.mean[skill]:.3f}"
+            for skill, score in progress.best.items()
+        )
         self._write(
             f"child {progress.children}/{progress.total} skill={progress.skill} {best} "
             f"average={progress.average:.4f} coverage={progress.coverage:.4f} "

@@ -12,12 +12,13 @@ from cqd_hub.search import Cycle
 
 @dataclass(frozen=True)
 class Progress:
-    """The state after a child.
+    """The state after a child; the archives change once the whole generation is evaluated.
 
     Args:
-        children: Evaluated so far, of ``total``.
+        children: Evaluated so far, of ``total`` (whole generations).
         skill: The active one.
         best: Skill → best score in its archive (optimisation samples).
+        mean: Skill → mean score of that skill over its archive's elites.
         average: Best average over skills of any elite.
         coverage: Mean filled fraction of the archives.
         qd_score: Sum over the archives.
@@ -30,6 +31,7 @@ class Progress:
     total: int
     skill: str
     best: Mapping[str, float]
+    mean: Mapping[str, float]
     average: float
     coverage: float
     qd_score: float
@@ -43,7 +45,7 @@ class Progress:
 
 
 class Observer(Protocol):
-    """Gets every event of a run, in order, from its own thread."""
+    """Gets every event of a run, in order, on the run's event loop."""
 
     def phase(self, name: str) -> None:
         """A new part of the run begins: "opening", "experts", "children", "validation", "test"."""

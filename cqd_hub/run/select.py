@@ -6,7 +6,6 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from cqd_hub.errors import UserError
 from cqd_hub.recipe import Recipe
@@ -29,7 +28,7 @@ def find(who: str, folder: Path, recipe: Recipe, journal: Journal) -> Individual
     if re.fullmatch(r"-?[0-9]{1,18}", who):
         return journal.individual(int(who))
     if who == "best":
-        return journal.individual(_results(folder)["chosen"])
+        return journal.individual(_chosen(folder, journal))
     if who.startswith("best:"):
         return journal.individual(_best_for(who[5:], recipe, journal))
     named: dict[str, Individual] = {}
@@ -62,9 +61,16 @@ def _best_for(skill: str, recipe: Recipe, journal: Journal) -> int:
     return best.individual
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def _chosen(folder: Path, journal: Journal) -> int:
     try:
-        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        if results["told"] == len(journal.told()):
+            return results["chosen"]
+        raise UserError(
+            "the run has gone on since it chose",
+            where=str(folder),
+            remedy="finish it with the same `cqd-hub evolve`, or name an id",
+        )
     except FileNotFoundError:
         raise UserError(
             "the run has not finished, so it has not chosen",

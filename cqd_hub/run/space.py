@@ -13,18 +13,19 @@ _MEASUREMENT = 400  # bytes of a journal row with a short answer, indices includ
 _REPORT = 8 << 20
 
 
-def check_space(folder: Path, bench: Workbench) -> None:
-    """Raise a `UserError` if the run would not fit on its disk.
+def check_space(folder: Path, bench: Workbench, present: int) -> None:
+    """Raise a `UserError` if what a run still has to write would not fit on its disk.
 
-    An estimate: genomes of experts' size, short answers, figures. Running out later loses nothing.
+    *present* individuals are written already. An estimate: genomes of experts' size, short
+    answers, figures. Running out later loses nothing.
     """
     genome = len(Genome.of_base(bench.basis.hash, bench.basis.layout).to_bytes())
     mutation = bench.recipe.variation.mutation
     if mutation.kind == "svd" and mutation.of == "child":
         genome += _cores(bench.basis.layout)
     samples = sum(len(skill.samples["optimisation"]) for skill in bench.skills.values())
-    children = bench.recipe.search.children + len(bench.recipe.experts)
-    needed = children * (genome + samples * _MEASUREMENT) + _REPORT
+    missing = max(bench.recipe.search.children + len(bench.recipe.experts) - present, 0)
+    needed = missing * (genome + samples * _MEASUREMENT) + _REPORT
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from cqd_hub.recipe import Recipe
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
     from cqd_hub.genome import Basis
+    from cqd_hub.genome.experts import Base, FullExpert, LoraExpert
 
 _VERSIONED = ("torch", "transformers", "safetensors", "numpy", "lm-eval", "datasets", "peft")
 
@@ -73,17 +75,22 @@ class Workbench:
             "sandbox": {"kind": self.sandbox.kind, "guarantees": self.sandbox.guarantees}
             if self.sandbox
             else None,
-            "versions": versions(),
+            "versions": versions() | _machine(self.engine.path),
         }
 
 
 @asynccontextmanager
 async def open_workbench(
-    recipe: Recipe, folder: Path, *, note: Callable[[str], None] = lambda line: None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    expected: str | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> AsyncIterator[Workbench]:
     """Open all that *recipe* names; relative paths start from *folder*.
 
     Args:
+        expected: Hash of the basis that a run's genomes refer to.
         note: Called with a line for what takes time.
 
     Raises:
@@ -91,34 +98,12 @@ async def open_workbench(
     """
     import torch
 
-    from cqd_hub.evaluation.engine.sequential import SequentialEngine
-    from cqd_hub.genome import build_basis, open_base, open_expert
+    from cqd_hub.evaluation.engine.sequential import SequentialEngine, load_tokenizer
 
     device = _device(recipe.evaluation.device)
-    base = open_base(model_folder(recipe.base, folder, "base"))
-    experts = [
-        open_expert(base, model_folder(place, folder, f"experts.{name}"))
-        for name, place in recipe.experts.items()
-    ]
-    basis = build_basis(
-        base, experts, rank=recipe.genome.rank, tail=recipe.genome.tail, progress=note
-    )
-    for name, row in zip(recipe.experts, basis.retained, strict=True):
-        low = min(row.values(), default=1.0)
-        if basis.has_tails is False and low < 0.9:
-            note(f"expert {name}: the basis keeps only {low:.0%} of some matrix's task vector")
-    dtype = recipe.evaluation.dtype
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
-    engine = SequentialEngine(
-        basis,
-        device=device,
-        dtype=getattr(torch, dtype),
-        batch_tokens=recipe.evaluation.batch_tokens,
-    )
-    skills = load_skills(recipe, folder, engine.tokenizer)
-    for skill in skills.values():
-        skill.check(engine)
+    base, experts = _open_models(recipe, folder)
+    # What is cheap to refuse is refused before anything is factored.
+    skills = load_skills(recipe, folder, load_tokenizer(base.checkpoint.path))
     async with AsyncExitStack() as stack:
         sandbox: Sandbox | None = None
         if any(skill.execution for skill in skills.values()):
@@ -128,15 +113,105 @@ async def open_workbench(
                 image=recipe.evaluation.sandbox_image,
             )
             await stack.enter_async_context(sandbox)
+        basis = _factor(recipe, base, experts, note)
+        _compare(basis, expected, folder)
+        dtype = recipe.evaluation.dtype
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        engine = SequentialEngine(
+            basis,
+            device=device,
+            dtype=getattr(torch, dtype),
+            batch_tokens=recipe.evaluation.batch_tokens,
+        )
+        for skill in skills.values():
+            skill.check(engine)
         await stack.enter_async_context(engine)
         evaluator = Evaluator(engine, skills, sandbox)
         yield Workbench(recipe, basis, engine, skills, sandbox, evaluator)
+
+
+def open_basis(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    expected: str | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Basis:
+    """The basis of a recipe's models.
+
+    Args:
+        recipe: Names the models; relative paths start from *folder*.
+        expected: Hash of the basis that a run's genomes refer to.
+        note: Called with a line for what takes time.
+
+    Raises:
+        UserError: Anything wrong with the models, or not the *expected* ones.
+    """
+    basis = _factor(recipe, *_open_models(recipe, folder), note)
+    _compare(basis, expected, folder)
+    return basis
+
+
+def _compare(basis: Basis, expected: str | None, folder: Path) -> None:
+    if expected not in (None, basis.hash):
+        raise UserError(
+            "base or experts are not those the run was made with",
+            where=str(folder),
+            remedy="restore them",
+        )
+
+
+def _open_models(recipe: Recipe, folder: Path) -> tuple[Base, list[FullExpert | LoraExpert]]:
+    from cqd_hub.genome import open_base, open_expert
+
+    base = open_base(model_folder(recipe.base, folder, "base"))
+    return base, [
+        open_expert(base, model_folder(place, folder, f"experts.{name}"))
+        for name, place in recipe.experts.items()
+    ]
+
+
+def _factor(
+    recipe: Recipe,
+    base: Base,
+    experts: Sequence[FullExpert | LoraExpert],
+    note: Callable[[str], None],
+) -> Basis:
+    from cqd_hub.genome import build_basis
+
+    settings, mutation = recipe.genome, recipe.variation.mutation
+    basis = build_basis(base, experts, rank=settings.rank, tail=settings.tail, progress=note)
+    if mutation.kind == "svd" and mutation.of == "child" and basis.has_tails:
+        raise UserError(
+            "`of: child` needs the whole task vector in the basis",
+            where="variation.mutation.of",
+            remedy="use LoRA experts, genome.rank: full, or `of: expert`",
+        )
+    for name, kept in zip(recipe.experts, shares_kept(basis), strict=True):
+        if kept < 0.9:
+            note(f"expert {name}: the basis keeps only {kept:.0%} of some matrix's task vector")
+    return basis
+
+
+def shares_kept(basis: Basis) -> list[float]:
+    """Per expert, the least share of ‖τ‖² that any matrix keeps in the basis; 1 with tails."""
+    return [1.0 if basis.has_tails else min(row.values(), default=1.0) for row in basis.retained]
 
 
 def versions() -> dict[str, str]:
     """Versions of ourselves, Python and the libraries that touch a score."""
     found = {"cqd-hub": __version__, "python": platform.python_version()}
     return found | {name: importlib.metadata.version(name) for name in _VERSIONED}
+
+
+def _machine(path: str) -> dict[str, str]:
+    """What else changes how sums are rounded."""
+    import torch
+
+    if path.endswith("cuda"):
+        return {"device": torch.cuda.get_device_name()}
+    return {"device": platform.machine(), "threads": str(torch.get_num_threads())}
 
 
 def _model(place: str, content_hash: str) -> dict[str, str]:
@@ -165,14 +240,15 @@ def _device(wanted: str) -> str:
 
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
         raise UserError(
             f"no device {wanted!r}", where="evaluation.device", remedy="use auto, cpu or cuda"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "this PyTorch sees no GPU", where="evaluation.device", remedy="use device: cpu or auto"
         )
-    return str(device)
+    count = torch.cuda.device_count()
+    if wanted != "cpu" and int(wanted.partition(":")[2] or 0) >= count:
+        raise UserError(
+            f"no device {wanted!r}: this PyTorch sees {count} GPUs",
+            where="evaluation.device",
+            remedy="use device: cpu or auto",
+        )
+    return wanted

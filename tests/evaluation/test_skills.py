@@ -310,6 +310,35 @@ def test_fewshot_examples_are_the_same_every_time_and_never_samples(
     assert "skills.one.num_fewshot: 0 documents are left for 2 few-shot examples" in line
 
 
+@pytest.mark.parametrize("where", ["yaml", "include", "python"])
+def test_the_fingerprint_holds_how_answers_are_scored(
+    tmp_path: Path, tokenizer: Any, where: str
+) -> None:
+    generating(tmp_path, name="_common", task=None)
+    (tmp_path / "_common.yaml").rename(tmp_path / "common")
+    (tmp_path / "sums.yaml").write_text(
+        "include: common\ntask: sums\nprocess_results: !function tools.judge\n"
+    )
+    (tmp_path / "tools.py").write_text(
+        "def judge(doc, results):\n    return {'exact_match': float(results[0] == doc['answer'])}\n"
+    )
+    made = recipe("sums:exact_match", "sums.yaml:exact_match")
+    before = loaded(tmp_path, tokenizer, made)
+    assert before["one"].fingerprint == loaded(tmp_path, tokenizer, made)["one"].fingerprint
+    file, old, new = {
+        "yaml": ("sums.yaml", "task: sums", "task: sums\nfilter_list: null"),
+        "include": ("common", "([a-z ])", "([a-y ])"),
+        "python": ("tools.py", "== doc", "!= doc"),
+    }[where]
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new))
+    after = loaded(tmp_path, tokenizer, made)
+    requests = [sample.requests for sample in after["one"].samples["test"]]
+    assert requests == [sample.requests for sample in before["one"].samples["test"]]
+    assert after["one"].fingerprint != before["one"].fingerprint
+
+
 def test_the_chat_template(tmp_path: Path, tokenizer: Any) -> None:
     generating(tmp_path)
     generating(tmp_path, name="begun", gen_prefix="It is")

@@ -1,4 +1,4 @@
-"""From what a person typed to files."""
+"""From what a person typed to a recipe file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cqd_hub import assets
 from cqd_hub.errors import UserError
 
 
-def recipe_file(name: str) -> Path:
+def find_recipe(name: str) -> Path:
     """A path as it is, else the shipped recipe of that name.
 
     Raises:
         UserError: Neither.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     folder = assets.folder("recipes")
     shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
