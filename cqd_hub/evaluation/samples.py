@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from typing import Any
 
 from cqd_hub.errors import UserError
 from cqd_hub.randomness import generator
@@ -13,6 +14,29 @@ from cqd_hub.recipe.schema import Splits
 _SHARES = {"optimisation": (0, 50), "validation": (50, 70), "test": (70, 100)}
 
 
+class Documents(Mapping[str, Any]):
+    """Dataset split → its documents as the task processes them, each split when asked for."""
+
+    def __init__(self, dataset: Mapping[str, Any], process: Callable[[Any], Any] | None) -> None:
+        self._dataset, self._process = dataset, process
+        self._done: dict[str, Any] = {}
+
+    def __getitem__(self, split: str) -> Any:
+        if split not in self._done:
+            documents = self._dataset[split]
+            self._done[split] = self._process(documents) if self._process else documents
+        return self._done[split]
+
+    def __contains__(self, split: object) -> bool:
+        return split in self._dataset
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dataset)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+
 def choose(
     documents: Mapping[str, Sized],
     *,
@@ -20,32 +44,38 @@ def choose(
     splits: Splits | None,
     limits: Limits,
     where: str,
+    question: Callable[[str, int], str],
+    note: Callable[[str], None] = lambda line: None,
 ) -> dict[Split, list[tuple[str, int]]]:
     """Return (dataset split, index) of every sample of every purpose.
 
     Without *splits*: the dataset's own splits of our three names, else 50/20/30 % of
-    *evaluation_split* in an order shuffled once and for all.
+    *evaluation_split* in an order shuffled once and for all. Of this last kind, documents that ask
+    what a later purpose asks are left out: test stays whole.
 
     Args:
         documents: Dataset split → its documents; only splits that serve are looked up.
         where: Named in errors.
+        question: What a document asks.
+        note: Called with a line that counts what was left out.
 
     Raises:
         UserError: Unknown dataset split, empty or overlapping choice.
     """
     chosen: dict[Split, list[tuple[str, int]]] = {}
+    if splits is not None:
+        for split in SPLITS:
+            chosen[split] = _slice(getattr(splits, split), documents, f"{where}.splits.{split}")
+    elif set(SPLITS) <= set(documents):
+        for split in SPLITS:
+            chosen[split] = [(split, index) for index in range(len(documents[split]))]
+    else:
+        places = [(evaluation_split, index) for index in range(len(documents[evaluation_split]))]
+        chosen, repeated = _share_out(places, limits, lambda place: question(*place))
+        if repeated:
+            note(f"{where}: left out documents whose question another split holds: {repeated}")
     for split in SPLITS:
-        if splits is not None:
-            found = _slice(getattr(splits, split), documents, f"{where}.splits.{split}")
-        elif set(SPLITS) <= set(documents):
-            found = [(split, index) for index in range(len(documents[split]))]
-        else:
-            count = len(documents[evaluation_split])
-            order = generator(0, 0, "samples").permutation(count).tolist()
-            low, high = (len(order) * share // 100 for share in _SHARES[split])
-            found = [(evaluation_split, index) for index in order[low:high]]
-        limit = getattr(limits, split)
-        chosen[split] = found[:limit]
+        chosen[split] = chosen[split][: getattr(limits, split)]
         if len(chosen[split]) < 2:
             raise UserError(
                 f"has {len(chosen[split])} samples for {split}",
@@ -54,6 +84,27 @@ def choose(
             )
     refuse_overlap(chosen, lambda place: f"{place[0]} document {place[1]}", where)
     return chosen
+
+
+def _share_out(
+    places: Sequence[tuple[str, int]], limits: Limits, question: Callable[[tuple[str, int]], str]
+) -> tuple[dict[Split, list[tuple[str, int]]], int]:
+    """The shares of each purpose up to its limit, and how many documents were left out."""
+    order = generator(0, 0, "samples").permutation(len(places)).tolist()
+    owner: dict[str, Split] = {}
+    shares: dict[Split, list[tuple[str, int]]] = {}
+    repeated = 0
+    for split in reversed(SPLITS):
+        low, high = (len(order) * share // 100 for share in _SHARES[split])
+        limit, shares[split] = getattr(limits, split), []
+        for place in (places[index] for index in order[low:high]):
+            if len(shares[split]) == limit:
+                break
+            if owner.setdefault(question(place), split) == split:
+                shares[split].append(place)
+            else:
+                repeated += 1
+    return {split: shares[split] for split in SPLITS}, repeated
 
 
 def refuse_overlap(

@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from cqd_hub.errors import CqdHubError, RunError, UserError
 from cqd_hub.evaluation.engine import Engine, Reply, Request
 from cqd_hub.evaluation.execution import EXECUTIONS, Execution
 from cqd_hub.evaluation.requests import build_request
-from cqd_hub.evaluation.samples import choose, refuse_overlap
+from cqd_hub.evaluation.samples import Documents, choose, refuse_overlap
 from cqd_hub.evaluation.tasks import (
     LoadedTask,
     TaskIndex,
@@ -55,14 +55,19 @@ class Skill:
     """
 
     def __init__(
-        self, name: str, loaded: LoadedTask, settings: SkillSettings, recipe: Recipe
+        self,
+        name: str,
+        loaded: LoadedTask,
+        settings: SkillSettings,
+        recipe: Recipe,
+        note: Callable[[str], None],
     ) -> None:
-        self.name, (self._task, self._source) = name, loaded
+        self.name, self._task, self._scoring = name, loaded.task, loaded.scoring
         self._where = f"skills.{name}"
         self.metric, self._filter = self._choose_metric(settings)
         self.execution = self._choose_execution()
         self._filters = build_filters(self._task)
-        self._documents = self._choose_documents(settings, recipe)
+        self._documents = self._choose_documents(settings, recipe, note)
         self.samples: dict[Split, tuple[Sample, ...]] = {}
 
     # Replies to scores.
@@ -212,16 +217,7 @@ class Skill:
         """SHA-256 over how answers are scored (metric, filters, the task's YAML and Python) and
         every sample of every split: id, document and requests.
         """
-        config = self._task.config
-        scoring = [
-            self.metric,
-            self._filter,
-            filter_list(self._task),
-            config.metric_list,
-            (config.metadata or {}).get("execution"),
-            self._source,
-        ]
-        digest = hashlib.sha256(json.dumps(scoring, sort_keys=True, default=_name).encode())
+        digest = hashlib.sha256(f"{self.metric} {self._filter} {self._scoring}".encode())
         for split in SPLITS:
             for sample in self.samples[split]:
                 record = [sample.id, sample.document, [repr(r) for r in sample.requests]]
@@ -317,16 +313,20 @@ class Skill:
         return None
 
     def _choose_documents(
-        self, settings: SkillSettings, recipe: Recipe
+        self, settings: SkillSettings, recipe: Recipe, note: Callable[[str], None]
     ) -> dict[Split, list[tuple[str, dict[str, Any]]]]:
         config = self._task.config
-        documents = _Documents(self._task.dataset, config.process_docs)
+        documents = Documents(self._task.dataset, config.process_docs)
         places = choose(
             documents,
             evaluation_split=config.test_split or config.validation_split,
             splits=settings.splits,
             limits=recipe.limits(self.name),
             where=self._where,
+            question=lambda split, index: self._question(
+                f"{split}:{index}", documents[split][index]
+            ),
+            note=note,
         )
         result: dict[Split, list[tuple[str, dict[str, Any]]]] = {
             purpose: [(f"{split}:{index}", documents[split][index]) for split, index in chosen]
@@ -339,36 +339,20 @@ class Skill:
         return result
 
 
-class _Documents(Mapping[str, Any]):
-    """Dataset split → its documents as the task processes them, each split when asked for."""
-
-    def __init__(self, dataset: Mapping[str, Any], process: Callable[[Any], Any] | None) -> None:
-        self._dataset, self._process = dataset, process
-        self._done: dict[str, Any] = {}
-
-    def __getitem__(self, split: str) -> Any:
-        if split not in self._done:
-            documents = self._dataset[split]
-            self._done[split] = self._process(documents) if self._process else documents
-        return self._done[split]
-
-    def __contains__(self, split: object) -> bool:
-        return split in self._dataset
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._dataset)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-
-def load_skills(recipe: Recipe, folder: Path, tokenizer: Any) -> dict[str, Skill]:
+def load_skills(
+    recipe: Recipe,
+    folder: Path,
+    tokenizer: Any,
+    *,
+    note: Callable[[str], None] = lambda line: None,
+) -> dict[str, Skill]:
     """Load every skill of a recipe and build its requests.
 
     Args:
         recipe: The recipe.
         folder: The recipe's folder, which its relative paths start from.
         tokenizer: The engine's.
+        note: Called with a line for what was left out.
 
     Raises:
         UserError: Unknown task or metric, a metric outside 0..1, splits that overlap.
@@ -386,7 +370,7 @@ def load_skills(recipe: Recipe, folder: Path, tokenizer: Any) -> dict[str, Skill
     for name, settings in recipe.skills.items():
         executed = settings.metric.partition(",")[0] == EXECUTED
         task = load_task(settings.task, index, folder, f"skills.{name}.task", executed=executed)
-        skills[name] = Skill(name, task, settings, recipe)
+        skills[name] = Skill(name, task, settings, recipe, note)
         skills[name].prepare(tokenizer, settings, recipe.seed)
     return skills
 
@@ -399,10 +383,6 @@ def _question(task: Any, document: dict[str, Any]) -> str:
     elif task.OUTPUT_TYPE == "loglikelihood":
         parts.append(task.doc_to_target(document))
     return " | ".join(str(part) for part in parts)
-
-
-def _name(value: Any) -> str:
-    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _chat(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,10 +18,10 @@ from cqd_hub.recipe import read_yaml
 
 
 class LoadedTask(NamedTuple):
-    """lm-eval's task, and the SHA-256 of the files it was read from."""
+    """lm-eval's task, and what decides how it scores an answer, as text that stays the same."""
 
     task: Any
-    source: str
+    scoring: str
 
 
 class TaskIndex:
@@ -110,7 +111,14 @@ def load_task(
             where=where,
             remedy=f"name one of them, such as {loaded[0].task_name}" if loaded else "",
         )
-    return LoadedTask(loaded[0], _source(Path(entry.yaml_path)))
+    return LoadedTask(loaded[0], _scoring(loaded[0], Path(entry.yaml_path)))
+
+
+def _scoring(task: Any, path: Path) -> str:
+    config = task.config
+    kind = (config.metadata or {}).get("execution")
+    facts = [filter_list(task), config.metric_list, kind, _source(path)]
+    return json.dumps(facts, sort_keys=True, default=lambda value: type(value).__qualname__)
 
 
 def _source(path: Path) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from cqd_hub.errors import UserError
@@ -15,6 +17,8 @@ def chosen(
     splits: tuple[str, str, str] | None = None,
     limits: Limits = ALL,
     evaluation_split: str = "test",
+    question: Callable[[str, int], str] = lambda split, index: f"{split} {index}",
+    note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, list[tuple[str, int]]]:
     names = ("optimisation", "validation", "test")
     return dict(
@@ -24,6 +28,8 @@ def chosen(
             splits=Splits(**dict(zip(names, splits, strict=True))) if splits else None,
             limits=limits,
             where="skills.x",
+            question=question,
+            note=note,
         )
     )
 
@@ -43,6 +49,36 @@ def test_else_one_split_is_shared_out_once_and_for_all() -> None:
     assert sorted(together) == list(range(101))
     assert together != list(range(101))
     assert found == chosen({"train": 7, "test": 101})
+
+
+def test_a_repeated_question_stays_in_the_last_split_that_holds_it() -> None:
+    whole = chosen({"test": 100})
+    pairs = {  # the second asks what the first asks
+        whole[one][n][1]: whole[two][n][1]
+        for n, (one, two) in enumerate(
+            [
+                ("test", "optimisation"),
+                ("test", "validation"),
+                ("validation", "optimisation"),
+                ("optimisation", "test"),
+            ]
+        )
+    } | {whole["test"][20][1]: whole["test"][21][1]}
+    notes: list[str] = []
+
+    def question(split: str, index: int) -> str:
+        return f"{split} {pairs.get(index, index)}"
+
+    found = chosen({"test": 100}, question=question, note=notes.append)
+    assert found["test"] == whole["test"]
+    assert [len(found[name]) for name in whole] == [50 - 3, 20 - 1, 30]
+    kept = [(question(*place), split) for split, places in found.items() for place in places]
+    assert len(dict(kept)) == len(set(kept)) == len(kept) - 1  # twice within test is the task's own
+    assert notes == ["skills.x: left out documents whose question another split holds: 4"]
+    # What is left out does not count towards a limit.
+    limits = Limits(optimisation=45, validation=5, test=25)
+    found = chosen({"test": 100}, question=question, limits=limits)
+    assert [len(found[name]) for name in whole] == [45, 5, 25]
 
 
 @pytest.mark.parametrize(

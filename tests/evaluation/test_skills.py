@@ -251,6 +251,27 @@ def test_one_split_is_shared_out(tmp_path: Path, tokenizer: Any) -> None:
     ]
 
 
+def test_questions_that_one_split_repeats_are_left_out(tmp_path: Path, tokenizer: Any) -> None:
+    documents = {"test": [*questions(0, 40), *questions(0, 10)]}
+    generating(tmp_path, documents=documents)
+    choosing(tmp_path)
+    notes: list[str] = []
+    made = recipe("sums:exact_match", "pick:acc")
+    skill = load_skills(made, tmp_path, tokenizer, note=notes.append)["one"]
+    asked = {
+        split: {sample.document["question"] for sample in samples}
+        for split, samples in skill.samples.items()
+    }
+    assert len(set.union(*asked.values())) == sum(map(len, asked.values())) == 40
+    assert len(skill.samples["test"]) == 15
+    assert [line.rsplit(" ", 1)[0] for line in notes] == [
+        "skills.one: left out documents whose question another split holds:"
+    ]
+    splits = Splits(optimisation="test[:30]", validation="test[30:40]", test="test[40:]")
+    made = recipe("sums:exact_match", "pick:acc", splits=splits)
+    assert "optimisation and test overlap" in refused(tmp_path, tokenizer, made)
+
+
 def test_the_same_question_in_two_splits_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     documents = three_splits()
     documents["test"][3] = {"question": documents["validation"][5]["question"], "answer": "other"}
