@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +85,13 @@ def load_task(
                 where=where,
                 remedy=f"did you mean {close[0]!r}?" if close else listing,
             )
+    if entry.kind.name in ("GROUP", "TAG"):  # not loaded: that may be a hundred data sets
+        member = next(_members(name, manager.task_index, set()), "")
+        raise UserError(
+            f"{name!r} is a group of tasks",
+            where=where,
+            remedy=f"name one of them, such as {member}" if member else "name a task",
+        )
     config = entry.cfg or {}
     metadata = config.get("metadata")
     told = isinstance(metadata, dict) and "execution" in metadata
@@ -94,7 +101,7 @@ def load_task(
     place = Path(entry.yaml_path).parent if entry.yaml_path else Path()
     try:
         with contextlib.chdir(place):
-            loaded = list(manager.load([name])["tasks"].values())
+            (task,) = manager.load([name])["tasks"].values()
     except Exception as error:  # lm-eval and datasets raise whatever their tasks raise
         reason = error.__cause__ or error  # datasets says what happened in its cause only
         text = " ".join(str(reason).split())
@@ -105,13 +112,25 @@ def load_task(
             if isinstance(error, ConnectionError)
             else "",
         ) from error
-    if len(loaded) != 1:
-        raise UserError(
-            f"{name!r} is a group of {len(loaded)} tasks",
-            where=where,
-            remedy=f"name one of them, such as {loaded[0].task_name}" if loaded else "",
-        )
-    return LoadedTask(loaded[0], _scoring(loaded[0], Path(entry.yaml_path)))
+    return LoadedTask(task, _scoring(task, Path(entry.yaml_path)))
+
+
+def _members(name: str, index: Mapping[str, Any], seen: set[str]) -> Iterator[str]:
+    """The tasks of a group or tag, of the groups in it too, that have names of their own."""
+    entry = index.get(name)
+    if entry is None or name in seen:
+        return
+    seen.add(name)
+    if entry.kind.name == "TAG":
+        listed: Any = sorted(entry.tags)
+    elif entry.kind.name == "GROUP":
+        listed = (entry.cfg or {}).get("task")
+    else:
+        yield name
+        return
+    for item in listed if isinstance(listed, list) else []:
+        child = item if isinstance(item, str) else item.get("group") or item.get("task")
+        yield from _members(str(child), index, seen)
 
 
 def _scoring(task: Any, path: Path) -> str:

@@ -390,7 +390,9 @@ def test_the_chat_template(tmp_path: Path, tokenizer: Any) -> None:
         ("sums", "one.metric: the task does not say how its answers are executed (set metadata."),
         ("none.yaml:acc", "none.yaml: no such file"),
         ("words:perplexity", "lower perplexity is better"),
-        ("both:acc", "'both' is a group of 2 tasks (name one of them, such as"),
+        ("both:acc", "'both' is a group of tasks (name one of them, such as gone)"),
+        ("all:acc", "'all' is a group of tasks (name one of them, such as gone)"),
+        ("kind:acc", "'kind' is a group of tasks (name one of them, such as beams)"),
         ("unsafe:exact_match", "lm-eval marks this task unsafe"),
         ("unsafe2:exact_match", "lm-eval marks this task unsafe"),
         ("strange", "the task does not say how its answers are executed"),
@@ -410,13 +412,14 @@ def test_tasks_and_metrics_that_do_not_serve(
         output_type="loglikelihood",
         metric_list=[{"metric": "perplexity", "higher_is_better": False}, {"metric": "acc"}],
     )
-    (tmp_path / "both.yaml").write_text("group: both\ntask: [sums, words]\n")
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [gone, words]\n")
+    (tmp_path / "all.yaml").write_text("group: all\ntask: [all, {group: both}, sums]\n")
     generating(tmp_path, name="unsafe", unsafe_code=True)
     generating(tmp_path, name="unsafe2", unsafe_code=True, metadata={"execution": "python"})
     generating(tmp_path, name="strange", metadata={"execution": "pyhton"})
     write_task(tmp_path, "rolling", three_splits(), output_type="loglikelihood_rolling")
-    generating(tmp_path, name="beams", generation_kwargs={"until": [], "num_beams": 4})
-    generating(tmp_path, name="gone")
+    generating(tmp_path, name="beams", tag="kind", generation_kwargs={"until": [], "num_beams": 4})
+    generating(tmp_path, name="gone", tag="kind")
     (tmp_path / "gone-test.jsonl").unlink()
     line = refused(tmp_path, tokenizer, recipe(task, "sums:exact_match"))
     assert says in line
