@@ -90,6 +90,14 @@ class TestRecipe:
         assert result.code == 2
         assert "did you mean 'quickstart'?" in result.err
 
+    def test_a_folder_does_not_hide_a_shipped_recipe(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "quickstart").mkdir()
+        monkeypatch.chdir(tmp_path)
+        result = cli("evolve", "quickstart", "--set", "evaluation.device=none")
+        assert "no device 'none'" in result.err
+
     def test_json_errors(self, cli: Cli, recipe: Path) -> None:
         edit(recipe, "name: small", "nme: small")
         result = cli("evolve", recipe, "--json")

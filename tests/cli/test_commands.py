@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from cqd_hub import assets
+from cqd_hub.errors import UserError
 from tests.cli.conftest import Cli
 
 HEAVY = ("torch", "transformers", "lm_eval", "datasets", "peft", "matplotlib", "mergekit")
@@ -109,6 +111,10 @@ class TestExport:
         assert cli("export", run, "aggregate", "--to", tmp_path / "y", "--as", "mergekit").code == 0
         assert (tmp_path / "y" / "mergekit.yml").read_text().startswith("merge_method")
         assert "mergekit-yaml" in (tmp_path / "y" / "README.md").read_text()
+
+    def test_negative_ids(self, cli: Cli, run: Path, tmp_path: Path) -> None:
+        result = cli("export", run, "-2", "--to", tmp_path / "merge", "--json")
+        assert json.loads(result.out)["id"] == -2
 
     def test_taken_folder(self, cli: Cli, run: Path, tmp_path: Path) -> None:
         (tmp_path / "x").mkdir()
@@ -225,3 +231,18 @@ class TestTrain:
         assert result.code == 2
         assert "train.yaml:1:1: bsae: unknown key (did you mean 'base'?)" in result.err
         assert not (tmp_path / "expert").exists()
+
+    def test_in_a_notebook(self, recipe: Path, tmp_path: Path) -> None:
+        import cqd_hub
+
+        async def cell() -> int:
+            return len(cqd_hub.evolve(recipe, out=tmp_path / "run", children=2).table())
+
+        assert asyncio.run(cell()) > 3
+
+    def test_overrides_are_checked(self, recipe: Path, tmp_path: Path) -> None:
+        import cqd_hub
+
+        with pytest.raises(UserError, match=r"search\.children"):
+            cqd_hub.evolve(recipe, out=tmp_path / "run", children=-5)
+        assert not (tmp_path / "run").exists()

@@ -73,6 +73,27 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         threading.Event().wait(0.01)
 
 
+def own_task(folder: Path, recipe: Path, grade: str) -> None:
+    """Make the os skill a task of the test's own, graded by Python of the test's own."""
+    (folder / "own.yaml").write_text(
+        "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: own.jsonl}}\n"
+        "test_split: test\noutput_type: generate_until\ndoc_to_text: '{{q}}'\n"
+        "doc_to_target: '{{a}}'\ngeneration_kwargs: {until: ['.'], max_gen_toks: 4}\n"
+        "metric_list: [{metric: grade, aggregation: mean, higher_is_better: true}]\n"
+        "process_results: !function own.grade\n"
+    )
+    (folder / "own.py").write_text(
+        "from pathlib import Path\n\n\ndef grade(doc, results):\n"
+        "    count = Path(__file__).with_name('count')\n"
+        "    done = int(count.read_text()) if count.exists() else 0\n"
+        "    count.write_text(str(done + 1))\n" + grade
+    )
+    rows = [json.dumps({"q": f"question {i}", "a": "x"}) for i in range(80)]
+    (folder / "own.jsonl").write_text("\n".join(rows))
+    text = recipe.read_text().replace("{task: quickstart_os}", "{task: own.yaml, metric: grade}")
+    recipe.write_text(text)
+
+
 def fill(path: Path) -> None:
     """Write until the disk is full."""
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
@@ -219,33 +240,65 @@ class TestResuming:
             subprocess.run(["umount", disk], check=True)
 
     def test_after_an_evaluation_that_raised(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
-        (tmp_path / "own.yaml").write_text(
-            "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: own.jsonl}}\n"
-            "test_split: test\noutput_type: generate_until\ndoc_to_text: '{{q}}'\n"
-            "doc_to_target: '{{a}}'\ngeneration_kwargs: {until: ['.'], max_gen_toks: 4}\n"
-            "metric_list: [{metric: grade, aggregation: mean, higher_is_better: true}]\n"
-            "process_results: !function own.grade\n"
-        )
-        (tmp_path / "own.py").write_text(
-            "from pathlib import Path\n\n\ndef grade(doc, results):\n"
-            "    count = Path(__file__).with_name('count')\n"
-            "    done = int(count.read_text()) if count.exists() else 0\n"
-            "    count.write_text(str(done + 1))\n"
+        own_task(
+            tmp_path,
+            recipe,
             "    if done == 12 * 5 + 3:\n        raise KeyError('no such thing')\n"
-            "    return {'grade': len(results[0]) % 7 / 6}\n"
+            "    return {'grade': len(results[0]) % 7 / 6}\n",
         )
-        rows = [json.dumps({"q": f"question {i}", "a": "x"}) for i in range(80)]
-        (tmp_path / "own.jsonl").write_text("\n".join(rows))
-        text = recipe.read_text().replace(
-            "{task: quickstart_os}", "{task: own.yaml, metric: grade}"
-        )
-        recipe.write_text(text)
         first = cli("evolve", recipe, "--out", tmp_path / "run", "-q")
         assert first.code == 1
         assert "error: skills.os.task: the task failed on document test:" in first.err
-        kept = evaluated(tmp_path / "run")
-        assert kept == 5
+        assert evaluated(tmp_path / "run") == 5
         assert cli("evolve", recipe, "--out", tmp_path / "run", "-q").code == 0
+
+    def test_after_a_late_mistake(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
+        own_task(tmp_path, recipe, "    return {'grade': 7 if done == 12 * 5 + 3 else done % 2}\n")
+        first = cli("evolve", recipe, "--out", tmp_path / "run", "-q")
+        assert first.code == 2
+        assert "grade gave 7" in first.err
+        assert evaluated(tmp_path / "run") == 5
+        assert cli("evolve", recipe, "--out", tmp_path / "run", "-q").code == 0
+
+    def test_after_kill_while_finishing(self, whole: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        process = subprocess.Popen(command(whole / "recipe.yaml", out, "-q"), text=True)
+        wait_for(lambda: evaluated(out) > 1 + 3 + 6 + 3, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (out / "results.json").exists()
+        subprocess.run(command(whole / "recipe.yaml", out, "-q"), check=True)
+        assert content(out) == content(whole / "run")
+
+    def test_after_sigterm(self, whole: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        process = subprocess.Popen(command(whole / "recipe.yaml", out, "-q"), text=True)
+        wait_for(lambda: evaluated(out) >= 5, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 130
+        subprocess.run(command(whole / "recipe.yaml", out, "-q"), check=True)
+        assert content(out) == content(whole / "run")
+
+    def test_part_of_a_step_is_rounded_up(self, whole: Path, tmp_path: Path, cli: Cli) -> None:
+        out, recipe = tmp_path / "run", whole / "recipe.yaml"
+        assert cli("evolve", recipe, "--out", out, "-q", "--children", 3).code == 0
+        assert len(content(out)["told"]) == 3 + 4
+        assert cli("evolve", recipe, "--out", out, "-q").code == 0
+        for key in ("individuals", "told", "measurements"):
+            assert content(out)[key] == content(whole / "run")[key]
+
+    def test_the_choice_of_a_run_that_went_on(self, whole: Path, tmp_path: Path, cli: Cli) -> None:
+        out, recipe = tmp_path / "run", whole / "recipe.yaml"
+        assert cli("evolve", recipe, "--out", out, "-q", "--children", 2).code == 0
+        process = subprocess.Popen(command(recipe, out, "-q"), text=True)
+        before = evaluated(out)
+        wait_for(lambda: len(content(out)["told"]) > 3 + 2, process)
+        process.kill()
+        process.wait()
+        assert evaluated(out) > before
+        result = cli("export", out, "best", "--to", tmp_path / "model")
+        assert result.code == 2
+        assert "has gone on since it chose" in result.err
 
 
 class TestRefusals:
@@ -272,6 +325,15 @@ class TestRefusals:
         result = cli("evolve", whole / "recipe.yaml", "--out", whole / "run", "-q", "--seed", 1)
         assert result.code == 2
         assert "holds a run with recipe.seed 0, now 1" in result.err
+
+    def test_changed_scoring(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
+        own_task(tmp_path, recipe, "    return {'grade': done % 2}\n")
+        assert cli("evolve", recipe, "--out", tmp_path / "run", "-q", "--children", 2).code == 0
+        own = tmp_path / "own.py"
+        own.write_text(own.read_text().replace("done % 2", "done % 3 / 2"))
+        result = cli("evolve", recipe, "--out", tmp_path / "run", "-q", "--children", 4)
+        assert result.code == 2
+        assert "tasks.os.fingerprint" in result.err
 
     def test_changed_expert(self, recipe: Path, copied: Path, tmp_path: Path, cli: Cli) -> None:
         assert cli("evolve", recipe, "--out", tmp_path / "run", "-q", "--children", 0).code == 0
