@@ -21,7 +21,7 @@ experts:
 
 _TAIL = """
 # Samples of each skill: optimisation steers the search, validation chooses what to report,
-# test is looked at once, at the end. They never overlap.
+# test is looked at when the run has finished. They never overlap.
 samples:
   optimisation: 150
   validation: 200
