@@ -19,7 +19,7 @@ from cqd_hub.genome import Genome
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.archives import expert_scores, make_cycle, replay, vector
 from cqd_hub.run.directory import agree, discard, open_directory, refuse_other_recipe
-from cqd_hub.run.finish import finish
+from cqd_hub.run.finish import Finish
 from cqd_hub.run.journal import Individual, Journal, Role, count_individuals
 from cqd_hub.run.log import Logged
 from cqd_hub.run.progress import Observer, Pace, Progress, Silent, Stopped, best_average
@@ -95,7 +95,10 @@ class _Run:
         await self._experts()
         cycle = self._cycle()
         await self._children(cycle)
-        await finish(self._bench, self._journal, cycle, self._folder, self._observer, self._stop)
+        finishing = Finish(
+            self._bench, self._journal, cycle, self._folder, self._observer, self._stop
+        )
+        await finishing.go()
 
     async def _experts(self) -> None:
         """Evaluate base and experts, and offer the experts to every archive."""

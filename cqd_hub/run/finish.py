@@ -34,25 +34,15 @@ class _Candidate:
     group: str
 
 
-async def finish(
-    bench: Workbench,
-    journal: Journal,
-    cycle: Cycle,
-    folder: Path,
-    observer: Observer,
-    stop: asyncio.Event,
-) -> None:
-    """Score candidates on validation, finalists on test, and write ``results.json``.
+class Finish:
+    """Scores candidates on validation and finalists on test, and writes ``results.json``.
 
     Finalists are the base, the experts, the equal merge, the best scaling of the summed task
     vectors, the best elite of each archive, the best elite by average, and the aggregate (§3.4 of
     the paper). The best scaling and the best elite by average are chosen on validation; so is the
     run's answer, between that elite and the aggregate.
     """
-    await _Finish(bench, journal, cycle, folder, observer, stop).go()
 
-
-class _Finish:
     def __init__(
         self,
         bench: Workbench,
@@ -67,6 +57,7 @@ class _Finish:
         self._outsiders = journal.outsiders()
 
     async def go(self) -> None:
+        """Do what has not been done yet; raises `Stopped` if asked to."""
         self._observer.phase("validation")
         merge, scalings = self._equal_merge(), self._scalings()
         best = self._best_per_skill()
