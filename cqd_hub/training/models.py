@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cqd_hub.errors import UserError
 from cqd_hub.files import sha256_of
@@ -28,7 +28,7 @@ class Start(NamedTuple):
 
 
 def load_base(base: str, folder: Path, *, revision: str | None, dtype: torch.dtype) -> Start:
-    """Load a base from a folder relative to *folder*, or from the Hub; safetensors only.
+    """Load a base from a folder relative to *folder*, or from the Hub: safetensors, no code.
 
     Raises:
         UserError: There is no such base, it cannot be loaded, or its tokenizer has no end token.
@@ -50,7 +50,7 @@ def load_base(base: str, folder: Path, *, revision: str | None, dtype: torch.dty
         )
     else:
         name, where = base, f"base {base}"
-    options = {"revision": revision} if revision else {}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model = AutoModelForCausalLM.from_pretrained(
@@ -104,7 +104,7 @@ def create(recipe: FromScratch, texts: Iterable[str], *, dtype: torch.dtype) -> 
             )
     try:
         config = AutoConfig.for_model(recipe.model_type, **recipe.config, **fixed)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"no such model: {reason}", where="from_scratch.config") from None

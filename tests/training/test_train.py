@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,27 @@ def test_a_base_without_safetensors_is_refused(home: Path, tmp_path: Path) -> No
     (home / "pickled" / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match="no safetensors weights"):
         train(write(home, "pickled.yaml", base="pickled"), out=tmp_path / "out")
+
+
+def test_code_of_a_base_is_never_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")  # somebody in a hurry
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    base = tmp_path / "strange"
+    shutil.copytree(home / "models" / "base", base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "own.StrangeConfig"}}
+    (base / "config.json").write_text(json.dumps(config))
+    marker = tmp_path / "imported"
+    (base / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
+        "from transformers import LlamaConfig\n"
+        "class StrangeConfig(LlamaConfig):\n    model_type = 'strange'\n"
+    )
+    with pytest.raises(UserError, match="cannot be loaded as a base"):
+        train(write(home, "strange.yaml", base=str(base)), out=tmp_path / "out")
+    assert not marker.exists()
 
 
 def test_outputs_are_never_overwritten_and_must_be_named(home: Path, tmp_path: Path) -> None:
