@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -71,7 +72,10 @@ def read_tree(root: str, most: int) -> dict[str, object]:
 
 
 def usage(root: str, most_files: int) -> tuple[int, int]:
-    """Return (bytes allocated, entries) below *root*; stops counting beyond *most_files*."""
+    """Return (bytes allocated, entries) below *root*; stops counting beyond *most_files*.
+
+    A path too long for the kernel counts as too many files.
+    """
     taken, entries = 0, 0
     queue = [root]
     while queue and entries <= most_files:
@@ -82,19 +86,53 @@ def usage(root: str, most_files: int) -> tuple[int, int]:
                     taken += entry.stat(follow_symlinks=False).st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         queue.append(entry.path)
-        except OSError:  # it changes while we look
-            continue
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # what lies below cannot be counted
+                return taken, most_files + 1
+            # else it changes while we look
     return taken, entries
 
 
 def empty(root: str) -> None:
-    """Remove everything below *root*, whatever its modes; links are not followed."""
+    """Remove everything below *root*, whatever its modes and depth; links are not followed."""
     os.chmod(root, 0o700)
-    with os.scandir(root) as found:
-        entries = list(found)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            empty(entry.path)
-            os.rmdir(entry.path)
-        else:
-            os.unlink(entry.path)
+    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                _remove(top, name)
+    finally:
+        os.close(top)
+
+
+def _remove(top: int, name: str) -> None:
+    """Remove *name*; folders in it move up to *top*, so that no depth or path is too long."""
+    if not _is_folder(top, name):
+        os.unlink(name, dir_fd=top)
+        return
+    inner = _open_folder(top, name)
+    try:
+        for entry in os.listdir(inner):
+            if _is_folder(inner, entry):
+                os.close(_open_folder(inner, entry))  # a closed one cannot move
+                os.rename(entry, os.urandom(16).hex(), src_dir_fd=inner, dst_dir_fd=top)
+            else:
+                os.unlink(entry, dir_fd=inner)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=top)
+
+
+def _is_folder(within: int, name: str) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=within, follow_symlinks=False).st_mode)
+
+
+def _open_folder(within: int, name: str) -> int:
+    """Open a folder closed to its owner, never through a link put in its place meanwhile."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    place = os.open(name, flags, dir_fd=within)
+    try:
+        os.chmod(f"/proc/self/fd/{place}", 0o700)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)
+    finally:
+        os.close(place)
