@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .box.folder import empty
 
 BOX = Path(__file__).parent / "box"
 MODULES = (
@@ -74,14 +77,57 @@ def interpreter() -> str:
     return os.path.join(os.path.realpath(sys.base_prefix), "bin", name)
 
 
+def hidden(prefix: str) -> list[str]:
+    """Folders of installed packages under /usr and *prefix*, which a box must not show.
+
+    No answer needs them, and this package may be installed there with the tests it ships.
+    """
+    library = os.path.dirname(os.path.realpath(os.__file__))
+    bases = {"/usr", "/usr/local", prefix}
+    found = {
+        os.path.realpath(path)
+        for base in bases
+        for inner in ("lib", "lib64", "local/lib")
+        for kind in ("site-packages", "dist-packages")
+        for path in Path(base, inner).glob(f"python*/{kind}")
+    }
+    found.add(str(Path(__file__).resolve().parents[3]))  # where this package was imported from
+    shown = tuple(f"{base}/" for base in bases)
+    found = {
+        path
+        for path in found
+        if path.startswith(shown) and not f"{library}/".startswith(f"{path}/")
+    }
+    return sorted(
+        path
+        for path in found
+        if os.path.isdir(path) and not any(path.startswith(f"{other}/") for other in found)
+    )
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """A temporary folder, removed whatever an answer left in it."""
+    path = os.path.realpath(tempfile.mkdtemp(prefix="cqd-hub-box-"))
+    try:
+        yield path
+    finally:
+        # Nothing in it is worth ending a run for.
+        with contextlib.suppress(OSError):
+            empty(path)
+            os.rmdir(path)
+
+
 @contextmanager
 def bubblewrap_start() -> Iterator[Start]:
     """A worker inside bubblewrap."""
-    with tempfile.TemporaryDirectory(prefix="cqd-hub-box-") as folder:
+    prefix = os.path.realpath(sys.base_prefix)
+    with _folder() as folder:
         os.chmod(folder, 0o755)
         plan = {
             "bwrap": shutil.which("bwrap"),
-            "prefix": os.path.realpath(sys.base_prefix),
+            "prefix": prefix,
+            "hidden": hidden(prefix),
             "uid": _spare_uid() if os.geteuid() == 0 else None,
             "folder": folder,
             "command": [interpreter(), *FLAGS],
@@ -93,9 +139,10 @@ def bubblewrap_start() -> Iterator[Start]:
 @contextmanager
 def landlock_start() -> Iterator[Start]:
     """A worker without namespaces, each answer bound by Landlock."""
-    with tempfile.TemporaryDirectory(prefix="cqd-hub-box-") as folder:
+    prefix = os.path.realpath(sys.base_prefix)
+    with _folder() as folder:
         root = os.geteuid() == 0
-        private = os.path.join(os.path.realpath(folder), "box")
+        private = os.path.join(folder, "box")
         os.mkdir(private, 0o700)
         if root:
             os.chmod(folder, 0o711)
@@ -104,7 +151,8 @@ def landlock_start() -> Iterator[Start]:
             "once": False,
             "folder": private,
             "uid": _spare_uid() if root else None,
-            "library": [os.path.realpath(sys.base_prefix)],
+            "library": [prefix],
+            "hidden": hidden(prefix),
         }
         yield Start(
             [interpreter(), *FLAGS], {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}, first_frame(config)

@@ -188,6 +188,13 @@ def test_tree_too_deep_to_read(box: Box) -> None:
     assert outcome.status in (Status.FAILED, Status.OUTPUT_LIMIT)
 
 
+def test_tree_without_end(box: Box) -> None:
+    """Deeper than Python recurses and than a path may be long."""
+    outcome = box.run(call("import os\nwhile True:\n os.mkdir('a')\n os.chdir('a')"))
+    assert outcome.status in (Status.DISK_LIMIT, Status.FAILED)
+    assert "ended its box" not in outcome.detail
+
+
 # other processes
 
 
@@ -271,6 +278,35 @@ def f():
     value = box.run(script).value
     assert value["stdout"] == ""
     assert value["files"] == {}
+
+
+def test_installed_packages(box: Box) -> None:
+    """This package's own tests may lie among them; nothing there can be changed either."""
+    places = [Path(sys.base_prefix, "lib"), Path("/usr/lib"), Path("/usr/local/lib")]
+    kinds = ("site-packages", "dist-packages")
+    folders = {
+        path for place in places for kind in kinds for path in place.glob(f"python3*/{kind}")
+    }
+    files = [str(path) for folder in folders for path in folder.glob("**/*") if path.is_file()]
+    if not files or box.kind == "docker":
+        pytest.skip("no package is installed beside Python")
+    code = f"""
+import os
+def f():
+    found = []
+    for name in {files[:500]!r}:
+        try:
+            found.append(open(name).read(1) and name)
+        except OSError:
+            pass
+    for folder in {sorted(map(str, folders))!r}:
+        try:
+            open(folder + "/new", "w"); found.append(folder)
+        except OSError:
+            pass
+    return found
+"""
+    assert box.run(call(code)).value == [{"ok": []}]
 
 
 def test_launchers_environment(box: Box) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,12 +95,31 @@ ORDINARY = ["--reuid=65534", "--regid=65534", "--clear-groups"]
 CONTAINERS_ROOT = ["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]  # it may not mount
 
 
-@pytest.mark.parametrize("who", [ORDINARY, CONTAINERS_ROOT], ids=["ordinary", "containers-root"])
-@pytest.mark.parametrize("kind", WARM)
-def test_other_users(kind: str, who: list[str]) -> None:
-    """The same verdicts when started by a user with fewer privileges (needs root to become one)."""
+@contextlib.contextmanager
+def folder_for_all() -> Iterator[Path]:
+    """A folder that another user reaches, holding the package's sandboxes."""
+    folder = Path(tempfile.mkdtemp(prefix="cqd-hub-user-", dir="/tmp"))
+    folder.chmod(0o755)
+    source = Path(cqd_hub.__file__).parent
+    package = folder / "code" / "cqd_hub" / "evaluation"
+    shutil.copytree(
+        source / "evaluation" / "sandbox",
+        package / "sandbox",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    shutil.copy(source / "errors.py", package.parent / "errors.py")
+    for place in (package, package.parent):
+        (place / "__init__.py").touch()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_as(who: list[str], folder: Path, code: str) -> list[str]:
+    """Run *code* as another user with the sandboxes of *folder*; return the lines it prints."""
     if os.geteuid() != 0:
-        pytest.skip("already an ordinary user: the other tests show it")
+        pytest.skip("only root can become another user")
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     version = python and subprocess.run(
         [python, "-c", "import sys; print(sys.version_info >= (3, 11))"],
@@ -105,19 +127,25 @@ def test_other_users(kind: str, who: list[str]) -> None:
     ).stdout.strip()  # fmt: skip
     if version != "True":
         pytest.skip("no python3 >= 3.11 that another user can reach")
-    copy = Path("/tmp") / f"cqd-hub-user-{os.getpid()}"
-    source = Path(cqd_hub.__file__).parent
-    package = copy / "cqd_hub" / "evaluation"
-    shutil.copytree(
-        source / "evaluation" / "sandbox",
-        package / "sandbox",
-        ignore=shutil.ignore_patterns("__pycache__"),
+    script = folder / "main.py"
+    script.write_text(code)
+    done = subprocess.run(
+        ["setpriv", *who, str(python), script],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder / "code")},
+        timeout=120,
     )
-    shutil.copy(source / "errors.py", copy / "cqd_hub" / "errors.py")
-    for folder in (package, package.parent):
-        (folder / "__init__.py").touch()
-    script = copy / "main.py"
-    script.write_text(f"""
+    assert done.stdout, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("who", [ORDINARY, CONTAINERS_ROOT], ids=["ordinary", "containers-root"])
+@pytest.mark.parametrize("kind", WARM)
+def test_other_users(kind: str, who: list[str]) -> None:
+    """The same verdicts when started by a user with fewer privileges (needs root to become one)."""
+    script = f"""
 import asyncio
 from cqd_hub.evaluation.sandbox import *
 async def main():
@@ -137,24 +165,86 @@ async def main():
         outcome = await sandbox.run(ShellScript("unshare -U true && echo nested; cat /etc/shadow"))
         print(repr(outcome.value["stdout"]))
 asyncio.run(main())
-""")
-    try:
-        done = subprocess.run(
-            ["setpriv", *who, python, script],
-            capture_output=True,
-            text=True,
-            cwd="/",
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(copy)},
-            timeout=120,
-        )
-    finally:
-        shutil.rmtree(copy)
-    lines = done.stdout.splitlines()
-    assert lines, done.stderr
+"""
+    with folder_for_all() as folder:
+        lines = run_as(who, folder, script)
     assert all(line.endswith("[{'ok': 42}]") for line in lines[:-1]), lines
     states = [line.rpartition(" [")[0] for line in lines[:-1]]
     assert (states[0], states[1], states[4]) == ("finished", "cpu limit", "memory limit")
     assert lines[-1] == "''"
+
+
+ATTACK = """
+import ctypes, fcntl, os
+def attempt(action):
+    try:
+        return repr(action())
+    except Exception as error:
+        return type(error).__name__
+def f(home, file, python, launcher):
+    libc = ctypes.CDLL(None, use_errno=True)
+    def raw(number, *arguments):
+        if libc.syscall(number, *arguments) < 0:
+            raise OSError(ctypes.get_errno(), "raw")
+    library = os.open(python, os.O_RDONLY)
+    return [attempt(action) for action in (
+        lambda: os.chmod(home, 0), lambda: os.chmod(file, 0), lambda: os.fchmod(library, 0),
+        lambda: raw(452, -100, file.encode(), 0, 0),
+        lambda: os.chown(file, os.getuid(), os.getgid()),
+        lambda: os.fchown(library, os.getuid(), os.getgid()),
+        lambda: os.utime(file, (1, 1)), lambda: os.utime(file), lambda: os.utime(library, (1, 1)),
+        lambda: os.setxattr(file, "user.a", b"1"), lambda: os.removexattr(file, "user.was"),
+        lambda: os.truncate(file, 0), lambda: os.open(file, os.O_TRUNC),
+        lambda: os.setpriority(os.PRIO_PROCESS, launcher, 7),
+        lambda: os.sched_setaffinity(launcher, {min(os.sched_getaffinity(0))}),
+        lambda: os.sched_setscheduler(launcher, os.SCHED_BATCH, os.sched_param(0)),
+        lambda: fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, launcher),
+        lambda: fcntl.ioctl(library, 0x40086602, b"\\1" + bytes(7)),
+    )]
+"""
+
+
+@pytest.mark.parametrize("kind", WARM)
+def test_ordinary_users_files_and_processes(kind: str) -> None:
+    """What Landlock does not govern is closed as well: the answer has the launcher's user id."""
+    script = f"""
+import asyncio, os
+from cqd_hub.evaluation.sandbox import *
+def state():
+    files = [os.stat(path) for path in (home, file, python)]
+    return [
+        [(one.st_mode, one.st_mtime_ns, one.st_ctime_ns, one.st_size) for one in files],
+        os.listxattr(file), open(file).read(), os.getpriority(os.PRIO_PROCESS, 0),
+        sorted(os.sched_getaffinity(0)), os.sched_getscheduler(0),
+    ]
+async def main():
+    async with await open_sandbox({kind!r}, workers=1) as sandbox:
+        before = state()
+        call = PythonCall({ATTACK!r}, "f", ((home, file, os.__file__, os.getpid()),))
+        outcome = await sandbox.run(call)
+        print(before == state())
+        print(*outcome.value[0].get("ok", [outcome.value]))
+        script = "touch new && echo made; cp new copy && sed -i s/x/y/ copy && mv copy last; ls"
+        print(*(await sandbox.run(ShellScript(script))).value["stdout"].split())
+home = {{home!r}}
+file = home + "/token"
+python = os.__file__
+asyncio.run(main())
+"""
+    with folder_for_all() as folder:
+        home = folder / "home"
+        home.mkdir()
+        token = home / "token"
+        token.write_text("hf_secret")
+        token.chmod(0o600)
+        os.setxattr(token, "user.was", b"here")
+        for path in (home, token):
+            os.chown(path, 65534, 65534)
+        lines = run_as(ORDINARY, folder, script.replace("{home!r}", repr(str(home))))
+    assert lines[0] == "True", lines
+    assert lines[2] == "made last new"
+    if kind == "landlock":
+        assert set(lines[1].split()) == {"PermissionError"}, lines[1]
 
 
 def test_nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

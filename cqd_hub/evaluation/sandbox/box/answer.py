@@ -28,21 +28,19 @@ OPEN_FILES = 128
 def become_powerless(
     limits: Mapping[str, Any],
     environment: Mapping[str, str],
+    program: bytes,
     *,
     rules: int | None = None,
     uid: int | None = None,
-    own_signals_only: bool = False,
-    program: bytes | None = None,
 ) -> None:
     """Set resource limits, then drop user, files, capabilities and system calls, in that order.
 
     Args:
         limits: The request's limits; `tasks` is the RLIMIT_NPROC to set.
         environment: The environment from now on.
+        program: The assembled system-call filter.
         rules: Landlock rules to be bound by.
         uid: User to become (launched as root only).
-        own_signals_only: Let kill() reach this process alone (Landlock before ABI 6).
-        program: The assembled filter; assembled here when it depends on the process.
     """
     os.setsid()
     memory = limits["memory_mb"] << 20
@@ -78,8 +76,6 @@ def become_powerless(
         landlock.restrict(rules)
         os.close(rules)
     drop_capabilities()
-    if program is None:
-        program = seccomp.assemble(os.getpid() if own_signals_only else None)
     seccomp.install(program)
 
 

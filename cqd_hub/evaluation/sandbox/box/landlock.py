@@ -33,8 +33,30 @@ def version() -> int:
         return 0
 
 
-def ruleset(readable: list[str], writable: list[str]) -> int:
+def parts(tree: str, hidden: list[str]) -> tuple[list[str], list[str]]:
+    """Return (paths that together are *tree* without the *hidden* ones, folders left open).
+
+    A folder that holds something hidden is taken apart; links in it are left out, because a rule
+    would be about their target. All paths are real ones.
+    """
+    whole, opened, queue = [], [], [tree]
+    while queue:
+        path = queue.pop()
+        if path in hidden:
+            continue
+        if not any(place.startswith(f"{path}/") for place in hidden):
+            whole.append(path)
+            continue
+        opened.append(path)
+        with os.scandir(path) as found:
+            queue += [entry.path for entry in found if not entry.is_symlink()]
+    return whole, opened
+
+
+def ruleset(readable: list[str], writable: list[str], hidden: list[str]) -> int:
     """Return a descriptor of the rules: devices, *readable* and *writable* trees, nothing else.
+
+    Of the *hidden* paths inside *readable* trees the names can be listed, the contents not read.
 
     Network, and (from ABI 6) signals and abstract sockets beyond the answer's own processes, are
     refused as well.
@@ -44,7 +66,12 @@ def ruleset(readable: list[str], writable: list[str]) -> int:
     words = [known, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0]
     length = 24 if abi >= 6 else 16 if abi >= 4 else 8
     rules = syscall(_CREATE, (ctypes.c_uint64 * 3)(*words), length, 0)
-    rights = [(path, _EXECUTE | _READ | _LIST) for path in (*READABLE, *readable)]
+    rights: list[tuple[str, int]] = []
+    for tree in sorted({os.path.realpath(path) for path in (*READABLE, *readable)}):
+        if os.path.exists(tree):
+            whole, opened = parts(tree, hidden)
+            rights += [(path, _EXECUTE | _READ | _LIST) for path in whole]
+            rights += [(path, _LIST) for path in opened]
     rights += [(path, _READ | _WRITE) for path in DEVICES]
     rights += [(path, known & ~_MAKE_DEVICE) for path in writable]
     for path, allowed in rights:

@@ -46,6 +46,8 @@ def main() -> None:
         _become(plan["uid"])
     if outside:
         arguments += ["--ro-bind", shelf, prefix]
+    for path in plan["hidden"]:
+        arguments += ["--tmpfs", path, "--remount-ro", path]
     arguments += ["--dir", "/work", "--dir", "/tmp", "--dev", "/dev", "--remount-ro", "/dev"]
     arguments += ["--proc", "/proc", "--remount-ro", "/", "--unshare-all", "--unshare-user"]
     arguments += ["--uid", "1000", "--gid", "1000", "--hostname", "box", "--chdir", "/"]

@@ -12,7 +12,8 @@ import struct
 from .kernel import ARM, PR_SET_SECCOMP, prctl
 
 # name: (x86_64, aarch64); None where the architecture has no such call
-DENIED: dict[str, tuple[int, int | None]] = {
+_Calls = dict[str, tuple[int, int | None]]
+DENIED: _Calls = {
     # other processes
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -53,6 +54,16 @@ DENIED: dict[str, tuple[int, int | None]] = {
     "msgget": (68, 186),
     "semget": (64, 190),
     "mq_open": (240, 180),
+    # the same of other processes, which take a number and no file
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "mq_unlink": (241, 181),
     # network
     "socket": (41, 198),
     "connect": (42, 203),
@@ -96,9 +107,40 @@ DENIED: dict[str, tuple[int, int | None]] = {
     "uselib": (134, None),
     "_sysctl": (156, None),
 }
+# What the launcher's user may do to their own files and processes and Landlock does not govern.
+DENIED_TO_LAUNCHERS_USER: _Calls = {
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    "inotify_add_watch": (254, 27),
+    "setpriority": (141, 140),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
+}
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _REFUSE, _UNKNOWN = _ERRNO | 1, _ERRNO | 38  # EPERM, ENOSYS
+_PRETEND = _ERRNO | 0  # the call is not made and returns 0
 _NAMESPACES = 0x7E020000  # every CLONE_NEW* flag that clone() can carry
 
 
@@ -116,9 +158,26 @@ def _when(call: int, body: list[bytes]) -> list[bytes]:
     return [_step(_EQUAL, call, 0, len(body) + 1), *body, reload]
 
 
-def assemble(only_signal: int | None = None) -> bytes:
-    """Return the filter; with *only_signal*, kill() and tgkill() reach that process alone."""
-    column = 1 if ARM else 0
+def _refuse_all(calls: _Calls) -> list[bytes]:
+    steps = []
+    for numbers in calls.values():
+        number = numbers[1 if ARM else 0]
+        if number is not None:
+            steps += [_step(_EQUAL, number, 0, 1), _step(_RETURN, _REFUSE)]
+    return steps
+
+
+def assemble(
+    *, launchers_user: bool = False, truncate: bool = True, only_signal: int | None = None
+) -> bytes:
+    """Return the filter.
+
+    Args:
+        launchers_user: The answer has the launcher's user id and nothing but Landlock between it
+            and that user's files and processes.
+        truncate: With *launchers_user*: Landlock governs truncation (ABI 3 and later).
+        only_signal: kill() and tgkill() reach this process alone.
+    """
     refuse = _step(_RETURN, _REFUSE)
     steps = [
         _step(_LOAD, 4),
@@ -128,10 +187,7 @@ def assemble(only_signal: int | None = None) -> bytes:
     ]
     if not ARM:
         steps += [_step(_AT_LEAST, 0x40000000, 0, 1), _step(_RETURN, _KILL)]
-    for numbers in DENIED.values():
-        number = numbers[column]
-        if number is not None:
-            steps += [_step(_EQUAL, number, 0, 1), refuse]
+    steps += _refuse_all(DENIED)
     steps += [_step(_EQUAL, 435, 0, 1), _step(_RETURN, _UNKNOWN)]  # clone3
     clone, ioctl, prlimit, pair = (220, 29, 261, 199) if ARM else (56, 16, 302, 53)
     steps += _when(clone, [_argument(0), _step(_ANY_BIT, _NAMESPACES, 0, 1), refuse])
@@ -142,12 +198,38 @@ def assemble(only_signal: int | None = None) -> bytes:
     # Connected local stream pairs only (asyncio needs them): they reach nobody else.
     steps += _when(pair, [_argument(0), _step(_EQUAL, 1, 1, 0), refuse])
     steps += _when(pair, [_argument(1), _step(_AND, 0xF), _step(_EQUAL, 1, 1, 0), refuse])
+    if launchers_user:
+        steps += _spare_the_launchers_user(truncate)
     if only_signal is not None:
         kill, tkill, tgkill = (129, 130, 131) if ARM else (62, 200, 234)
         for call in (kill, tgkill):
             steps += _when(call, [_argument(0), _step(_EQUAL, only_signal, 1, 0), refuse])
         steps += [_step(_EQUAL, tkill, 0, 1), refuse]
     return b"".join([*steps, _step(_RETURN, _ALLOW)])
+
+
+def _spare_the_launchers_user(truncate: bool) -> list[bytes]:
+    refuse = _step(_RETURN, _REFUSE)
+    utimensat, ioctl, fcntl = (88, 29, 25) if ARM else (280, 16, 72)
+    steps = _refuse_all(DENIED_TO_LAUNCHERS_USER)
+    # `touch` sets an open file to the present: nothing to do for one that it has just made.
+    pretend = [_argument(1), _step(_EQUAL, 0, 0, 3), _argument(2), _step(_EQUAL, 0, 0, 1)]
+    steps += _when(utimensat, [*pretend, _step(_RETURN, _PRETEND), refuse])
+    # Of the requests to open files those to terminals and pipes: others change a file's flags.
+    kinds = [_argument(1), _step(_AND, 0xFF00), _step(_EQUAL, 0x5400, 1, 0)]
+    steps += _when(ioctl, [*kinds, refuse])
+    for command in (8, 15):  # F_SETOWN, F_SETOWN_EX: who gets a descriptor's signals
+        steps += _when(fcntl, [_argument(1), _step(_EQUAL, command, 0, 1), refuse])
+    if not truncate:
+        call = 45 if ARM else 76
+        steps += [_step(_EQUAL, call, 0, 1), refuse]
+        steps += [_step(_EQUAL, 437, 0, 1), _step(_RETURN, _UNKNOWN)]  # openat2: flags in memory
+        # O_TRUNC without writing, which needs the right to read only.
+        for call, index in ((56, 2),) if ARM else ((2, 1), (257, 2)):
+            for flags in (0x200, 0x203):
+                body = [_argument(index), _step(_AND, 0x203), _step(_EQUAL, flags, 0, 1), refuse]
+                steps += _when(call, body)
+    return steps
 
 
 class _Program(ctypes.Structure):

@@ -68,7 +68,8 @@ def main(config: Mapping[str, Any]) -> None:
     Args:
         config: `kind` (bubblewrap, landlock, container), `folder` (landlock: the private folder),
             `uid` (landlock as root: the answer's user), `library` (landlock: paths the interpreter
-            needs), `once` (serve one request in this very process).
+            needs), `hidden` (landlock: paths to leave out of what is readable), `once` (serve one
+            request in this very process).
     """
     for number in range(1, signal.NSIG):
         if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33, signal.SIGCHLD, signal.SIGXFSZ):
@@ -111,7 +112,8 @@ class Box:
         self.uid: int | None = config.get("uid")
         self.own_namespace = self.kind != "landlock"
         self.root: str = config.get("folder", "")
-        self.program: bytes | None = seccomp.assemble()
+        self.filter: dict[str, Any] = {}
+        self.own_signals_only = False
         if self.kind == "bubblewrap":
             self.namespaces = (
                 kernel.CLONE_NEWUSER
@@ -123,9 +125,12 @@ class Box:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
             if self.uid is not None:
                 _reach_library_by_descriptor()
-            self.rules = landlock.ruleset(config["library"], [self.root])
-            if landlock.version() < 6 and self.uid is None:
-                self.program = None
+            self.rules = landlock.ruleset(config["library"], [self.root], config["hidden"])
+            if self.uid is None:
+                abi = landlock.version()
+                self.filter = {"launchers_user": True, "truncate": abi >= 3}
+                self.own_signals_only = abi < 6
+        self.program = seccomp.assemble(**self.filter)
 
     def serve(self) -> int:
         if self.kind == "bubblewrap":
@@ -265,13 +270,15 @@ class Keeper:
         }
         if "random" in sys.modules:
             sys.modules["random"].seed(0)
+        program = self.box.program
+        if self.box.own_signals_only:
+            program = seccomp.assemble(**self.box.filter, only_signal=os.getpid())
         answer.become_powerless(
             {**self.limits, "tasks": tasks},
             environment,
+            program,
             rules=self.box.rules,
             uid=self.box.uid,
-            own_signals_only=self.box.program is None,
-            program=self.box.program,
         )
         answer.run(self.request)
 
