@@ -29,10 +29,11 @@ class Row(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """One row as the model sees it, both of the same length."""
+    """One row as the model sees it: ids and labels, as many of each; whether its end is cut off."""
 
     ids: list[int]
     labels: list[int]
+    cut: bool = False
 
 
 def read(source: Source, folder: Path, *, end: str) -> list[Row]:
@@ -113,9 +114,24 @@ def tokenize(
     """
     prompt = tokenizer(row.prompt)["input_ids"] if row.prompt else []
     answer = tokenizer(row.answer, add_special_tokens=False)["input_ids"]
-    ids = [*prompt, *answer, tokenizer.eos_token_id][:max_length]
+    whole = [*prompt, *answer, tokenizer.eos_token_id]
+    ids = whole[:max_length]
     hidden = len(prompt) if answers_only else 0
-    return Tokens(ids, ([IGNORED] * hidden + ids[hidden:])[:max_length])
+    labels = ([IGNORED] * hidden + ids[hidden:])[:max_length]
+    return Tokens(ids, labels, len(whole) > max_length)
+
+
+def refuse_unlearnable(rows: Sequence[Tokens], *, max_length: int, where: str) -> None:
+    """Raise a `UserError` if rows have no label: their prompts leave no room, or are all."""
+    # The first label is never predicted: nothing stands before it.
+    count = sum(all(label == IGNORED for label in row.labels[1:]) for row in rows)
+    if count:
+        raise UserError(
+            f"{count} of {len(rows)} rows that are drawn hold nothing to learn within "
+            f"max_length ({max_length} tokens)",
+            where=where,
+            remedy="raise max_length, or leave out rows with long prompts or no text",
+        )
 
 
 def collate(rows: list[Tokens], *, padding: int) -> dict[str, torch.Tensor]:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cqd_hub.errors import RunError
 from cqd_hub.training.data import Tokens, collate
 from cqd_hub.training.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 #: Called with the step, the steps in all, and the mean loss since the last call.
 Progress = Callable[[int, int, float], None]
+
+
+class Fitted(NamedTuple):
+    """How it went: (step, mean loss since the point before), about forty; and where."""
+
+    curve: list[tuple[int, float]]
+    device: str
 
 
 def fit(
@@ -25,11 +33,8 @@ def fit(
     *,
     padding: int,
     progress: Progress | None = None,
-) -> list[tuple[int, float]]:
-    """Train *model* in place on ``steps * batch_size`` rows in their order (AdamW).
-
-    Returns:
-        (step, mean loss since the point before), about forty points.
+) -> Fitted:
+    """Train *model* in place, on one device, on ``steps * batch_size`` rows in order (AdamW).
 
     Raises:
         RunError: The loss is not finite.
@@ -53,6 +58,11 @@ def fit(
                 )
             return loss
 
+    class OnOneDevice(TrainingArguments):
+        @property
+        def n_gpu(self) -> int:  # of several, Trainer would feed each a batch of its own
+            return min(1, super().n_gpu)
+
     class Curve(TrainerCallback):
         def on_log(self, *arguments: Any, **options: Any) -> None:
             state, logs = arguments[1], options.get("logs") or {}
@@ -68,7 +78,7 @@ def fit(
         with tempfile.TemporaryDirectory() as scratch:
             trainer = InOrder(
                 model=model,
-                args=TrainingArguments(
+                args=OnOneDevice(
                     output_dir=scratch,
                     max_steps=recipe.steps,
                     per_device_train_batch_size=recipe.batch_size,
@@ -101,4 +111,11 @@ def fit(
             trainer.train()
     finally:
         logging.set_verbosity(level)
-    return curve
+    return Fitted(curve, _named(trainer.args.device))
+
+
+def _named(device: torch.device) -> str:
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return f"{device} {name}".strip()

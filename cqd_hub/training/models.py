@@ -28,7 +28,7 @@ class Start(NamedTuple):
 
 
 def load_base(base: str, folder: Path, *, revision: str | None, dtype: torch.dtype) -> Start:
-    """Load a base from a folder relative to *folder*, or from the Hub: safetensors, no code.
+    """Load a base from a folder relative to *folder*, or from the Hub; safetensors, no code.
 
     Raises:
         UserError: There is no such base, it cannot be loaded, or its tokenizer has no end token.

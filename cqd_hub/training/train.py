@@ -15,7 +15,7 @@ import cqd_hub
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.files import new_folder, sha256_of
 from cqd_hub.recipe.load import load_yaml
-from cqd_hub.training.data import mix, read, tokenize
+from cqd_hub.training.data import Tokens, mix, read, refuse_unlearnable, tokenize
 from cqd_hub.training.loop import Progress, fit
 from cqd_hub.training.models import Start, adapt, create, load_base
 from cqd_hub.training.recipe import TrainingRecipe
@@ -30,7 +30,8 @@ def train(path: Path, *, out: Path | None = None, progress: Progress | None = No
     Full training writes a `save_pretrained` folder with tokenizer and generation config; LoRA a
     PEFT adapter folder, whose ``base_model_name_or_path`` is the recipe's Hub id or the base's
     folder relative to the adapter. Both hold safetensors only, and ``training.json``: recipe,
-    hashes of data and base, versions, loss curve. The folder appears whole or not at all.
+    hashes of data and base, how many different rows were cut at ``max_length``, versions,
+    device, loss curve. The folder appears whole or not at all.
 
     Raises:
         UserError: Anything wrong with recipe, data, base or output folder; nothing is written.
@@ -95,8 +96,13 @@ def _train(
         )
         for row in set(drawn)
     }
+    of_source: list[list[Tokens]] = [[] for _ in sources]
+    for source, row in sorted({(int(source), int(row)) for source, row in order}):
+        of_source[source].append(tokens[sources[source][row]])
+    for data, rows in zip(recipe.data, of_source, strict=True):
+        refuse_unlearnable(rows, max_length=recipe.max_length, where=str(home / data.path))
     model: Any = adapt(start.model, recipe.lora) if recipe.lora else start.model
-    curve = fit(
+    fitted = fit(
         model,
         [tokens[row] for row in drawn],
         recipe,
@@ -109,12 +115,18 @@ def _train(
         "recipe": recipe.model_dump(exclude_none=True),
         "base": start.hashes,
         "data": [
-            {"path": s.path, "sha256": sha256_of(home / s.path), "rows": len(rows)}
-            for s, rows in zip(recipe.data, sources, strict=True)
+            {
+                "path": data.path,
+                "sha256": sha256_of(home / data.path),
+                "rows": len(rows),
+                "cut": sum(one.cut for one in drawn_rows),
+            }
+            for data, rows, drawn_rows in zip(recipe.data, sources, of_source, strict=True)
         ],
         "versions": {"cqd-hub": cqd_hub.__version__, "python": platform.python_version()}
         | {name: version(name) for name in _LIBRARIES},
-        "loss": curve,
+        "device": fitted.device,
+        "loss": fitted.curve,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for file in folder.iterdir():

@@ -225,6 +225,36 @@ def test_a_base_without_safetensors_is_refused(home: Path, tmp_path: Path) -> No
         train(write(home, "pickled.yaml", base="pickled"), out=tmp_path / "out")
 
 
+def test_prompts_that_leave_no_room_for_an_answer_are_refused(home: Path, tmp_path: Path) -> None:
+    keys = {"base": "models/base", "data": [{"path": "long.jsonl"}], "out": None}
+    recipe = write(home, "long.yaml", max_length=24, **keys)
+    rows = [{"prompt": "é" * n, "answer": "12"} for n in (4, 11, 12, 30)]
+    (home / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        UserError, match=r"long.jsonl: 2 of 4 rows .*max_length \(24 tokens\)"
+    ):
+        train(recipe, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    (home / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    out = train(recipe, out=tmp_path / "out")
+    assert [source["cut"] for source in record(out)["data"]] == [1]
+    # Without `answers_only` the prompts are learned too.
+    (home / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = write(home, "long.yaml", max_length=24, answers_only=False, **keys)
+    assert record(train(recipe, out=tmp_path / "all"))["data"][0]["cut"] == 3
+
+
+def test_several_gpus_change_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write(home, "one.yaml", base="models/base")
+    one = train(recipe, out=tmp_path / "one")
+    assert record(one)["device"] == "cpu"
+    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 4))
+    four = train(recipe, out=tmp_path / "four")
+    assert (four / "model.safetensors").read_bytes() == (one / "model.safetensors").read_bytes()
+
+
 def test_code_of_a_base_is_never_run(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
