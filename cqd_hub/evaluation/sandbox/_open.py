@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import shutil
-import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
@@ -17,8 +16,8 @@ from cqd_hub.errors import UserError
 
 from ._programs import printable
 from ._sandboxes import DockerSandbox, Sandbox, WarmSandbox
-from ._start import Start, bubblewrap_start, frame, landlock_start, landlock_version
-from ._worker import PROBE, WorkerLost, sound
+from ._start import Start, bubblewrap_start, landlock_start, landlock_version
+from ._worker import WorkerLost
 
 Kind = Literal["auto", "bubblewrap", "landlock", "docker"]
 DEFAULT_IMAGE = "python:3.12-slim"
@@ -49,7 +48,12 @@ class Availability(NamedTuple):
 
 def available() -> list[Availability]:
     """Try every kind, best first, by running a trivial answer (docker: by asking the engine)."""
-    return [_try(kind) for kind in _STARTS] + [_try_docker()]
+
+    async def warm() -> list[Availability]:
+        return [await _try(kind) for kind in _STARTS]
+
+    with ThreadPoolExecutor(1) as thread:  # the caller's may have a running loop
+        return [*thread.submit(asyncio.run, warm()).result(), _try_docker()]
 
 
 def _missing(kind: str) -> Availability | None:
@@ -66,40 +70,24 @@ def _missing(kind: str) -> Availability | None:
     return None
 
 
-def _try(kind: str) -> Availability:
+async def _try(kind: str) -> Availability:
+    opened = await _open_warm(kind, 1)
+    if isinstance(opened, Availability):
+        return opened
+    await opened.close()
+    return Availability(kind, True)
+
+
+async def _open_warm(kind: str, workers: int) -> Sandbox | Availability:
+    """Open one, or say why it does not open."""
     if missing := _missing(kind):
         return missing
-    with _STARTS[kind]() as start:
-        process = subprocess.Popen(
-            start.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=start.environment,
-            cwd="/",
-            start_new_session=True,
-        )
-        watchdog = threading.Timer(30, process.kill)
-        watchdog.start()
-        with process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stderr is not None
-            try:
-                # Standard input stays open until the report is here: a box ends when it ends.
-                process.stdin.write(start.first + frame(PROBE))
-                process.stdin.flush()
-                (length,) = struct.unpack(">I", process.stdout.read(4))
-                report = json.loads(process.stdout.read(length))
-            except (OSError, struct.error, ValueError):
-                words = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-                report = {"detail": words[-1] if words else "it does not start"}
-            process.stdin.close()
-            process.wait()
-        watchdog.cancel()
-    if sound(report):
-        return Availability(kind, True)
-    return Availability(kind, False, printable(str(report.get("detail", report))), _remedy(kind))
+    sandbox = WarmSandbox(kind, _STARTS[kind], workers)
+    try:
+        await sandbox.open()
+    except WorkerLost as lost:
+        return Availability(kind, False, str(lost), _remedy(kind))
+    return sandbox
 
 
 def _remedy(kind: str) -> str:
@@ -144,15 +132,9 @@ async def open_sandbox(
         return docker
     reasons: list[Availability] = []
     for name in _STARTS if kind == "auto" else (kind,):
-        reason = _missing(name)
-        if reason is None:
-            sandbox = WarmSandbox(name, _STARTS[name], workers)
-            try:
-                await sandbox.open()
-            except WorkerLost as lost:
-                reason = Availability(name, False, str(lost), _remedy(name))
-            else:
-                return sandbox
-        reasons.append(reason)
+        opened = await _open_warm(name, workers)
+        if isinstance(opened, Sandbox):
+            return opened
+        reasons.append(opened)
     why = "; ".join(f"{reason.kind}: {reason.why_not}" for reason in reasons)
     raise UserError(f"no sandbox to run model-written text in: {why}", remedy=reasons[0].remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import platform
@@ -9,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Self
 
 from cqd_hub.errors import UserError
 
@@ -27,6 +28,7 @@ from ._start import FLAGS, Start, first_frame, frame
 from ._worker import PATIENCE, PROBE, Worker, WorkerLost, exchange, last_words, sound
 
 WALLS = (1, 3, 9)  # the wall limit of each attempt, as a multiple of the asked one
+_PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 _PYTHON = f"Python {platform.python_version()}"
 GUARANTEES = {
     "bubblewrap": (
@@ -38,8 +40,10 @@ GUARANTEES = {
     ),
     "landlock": (
         "weaker than bubblewrap: no namespaces; Landlock hides files beyond a read-only /usr, "
-        "Python and a private folder; no sockets, filtered system calls; CPU, memory per process, "
-        "output and wall time bounded; total memory, processes, bytes and files written sampled "
+        "Python and a private folder; names, sizes and times of hidden files can be looked up; "
+        "started by an ordinary user, no chmod, chown, utime, xattr or priorities; no "
+        "sockets, filtered system calls; CPU, memory per process, output and wall time bounded; "
+        "total memory, processes, bytes and files written sampled "
         f"every 25 ms, not reserved; same kernel, same process numbers; {_PYTHON}"
     ),
     "docker": (
@@ -50,7 +54,7 @@ GUARANTEES = {
 }
 
 
-class Sandbox(Protocol):
+class Sandbox(abc.ABC):
     """A place where text written by a model may run.
 
     Attributes:
@@ -61,33 +65,7 @@ class Sandbox(Protocol):
     kind: str
     guarantees: str
 
-    async def run(self, program: Program, limits: Limits = ...) -> Outcome:
-        """Run one program in a box of its own; calls queue for free workers.
-
-        Raises:
-            SandboxFailure: the machine failed three times; the answer has no verdict.
-        """
-        ...
-
-    async def close(self) -> None:
-        """End every box."""
-        ...
-
-    async def __aenter__(self) -> Sandbox: ...
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-class _Base:
-    kind: str
-    guarantees: str
-
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -98,10 +76,28 @@ class _Base:
     ) -> None:
         await self.close()
 
+    @abc.abstractmethod
+    async def open(self) -> None:
+        """Run a trivial answer."""
+
+    @abc.abstractmethod
     async def close(self) -> None:
-        raise NotImplementedError
+        """End every box."""
+
+    @abc.abstractmethod
+    async def _attempt(self, request: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
+        """Return the report of one try.
+
+        Raises:
+            WorkerLost: the box died, hung, or could not be made.
+        """
 
     async def run(self, program: Program, limits: Limits = Limits()) -> Outcome:  # noqa: B008
+        """Run one program in a box of its own; calls queue for free workers.
+
+        Raises:
+            SandboxFailure: the machine failed three times; the answer has no verdict.
+        """
         request = request_of(program, limits)
         reasons, deaths = [], 0
         for factor in WALLS:
@@ -124,11 +120,8 @@ class _Base:
             remedy="free some cores or memory, then run the same command again",
         )
 
-    async def _attempt(self, request: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
-        raise NotImplementedError
 
-
-class WarmSandbox(_Base):
+class WarmSandbox(Sandbox):
     """Answers queue over *workers* warm boxes; a box that misbehaves is replaced."""
 
     def __init__(
@@ -178,7 +171,7 @@ class WarmSandbox(_Base):
                 await worker.close()
 
 
-class DockerSandbox(_Base):
+class DockerSandbox(Sandbox):
     """One container per answer: slow to start, nothing to share."""
 
     kind = "docker"
@@ -257,6 +250,8 @@ def _docker_run(name: str, image: str, limits: dict[str, Any]) -> list[str]:
     # Owned by the user: a mode would yield to that of the image's own folder.
     tmpfs = "rw,exec,nosuid,nodev,uid=65534,gid=65534,mode=755,"
     tmpfs += f"size={limits['disk_mb']}m,nr_inodes={limits['files'] + 1}"
+    # Else the client puts the user's proxies, with their passwords, into every container.
+    proxies = [name for word in _PROXIES for name in (word, word.upper())]
     return [
         *("docker", "run", "--rm", "--interactive", "--name", name, "--pull", "never"),
         *("--network", "none", "--ipc", "none", "--read-only", "--log-driver", "none"),
@@ -265,5 +260,6 @@ def _docker_run(name: str, image: str, limits: dict[str, Any]) -> list[str]:
         *("--memory", f"{memory}m", "--memory-swap", f"{memory}m"),
         *("--tmpfs", f"/work:{tmpfs}", "--tmpfs", f"/tmp:{tmpfs}"),
         *("--hostname", "box", "--workdir", "/work", "--env", "PYTHONHASHSEED=0"),
+        *(word for name in proxies for word in ("--env", f"{name}=")),
         *("--entrypoint", "python3", image, *FLAGS),
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -25,6 +27,7 @@ from cqd_hub.evaluation.sandbox import (
     available,
     open_sandbox,
 )
+from cqd_hub.evaluation.sandbox._sandboxes import _docker_run
 
 from .conftest import GOOD
 
@@ -245,6 +248,35 @@ asyncio.run(main())
     assert lines[2] == "made last new"
     if kind == "landlock":
         assert set(lines[1].split()) == {"PermissionError"}, lines[1]
+
+
+def test_looking_for_sandboxes_inside_a_loop() -> None:
+    async def main() -> set[str]:
+        return {state.kind for state in available() if state.ok and state.kind != "docker"}
+
+    assert asyncio.run(main()) == set(WARM)
+
+
+def test_a_sandbox_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho no namespaces here >&2; exit 1\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    tmp_path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    state = available()[0]
+    assert (state.kind, state.ok) == ("bubblewrap", False)
+    assert state.why_not
+    assert "user namespaces" in state.remedy
+    with pytest.raises(UserError, match="bubblewrap: "):
+        asyncio.run(open_sandbox("bubblewrap"))
+
+
+def test_docker_clients_proxies() -> None:
+    """The client sets the variables of its configuration unless the command names them."""
+    words = ("http", "https", "ftp", "all", "no")
+    names = [name for word in words for name in (f"{word}_proxy", f"{word}_proxy".upper())]
+    command = _docker_run("name", "image", dataclasses.asdict(Limits()))
+    given = [value for flag, value in itertools.pairwise(command) if flag == "--env"]
+    assert set(given) >= {f"{name}=" for name in names}
 
 
 def test_nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
