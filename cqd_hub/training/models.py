@@ -20,11 +20,12 @@ END, PADDING = "<eos>", "<pad>"
 
 
 class Start(NamedTuple):
-    """What is trained, and the hashes of the base's weight files (none from scratch)."""
+    """What is trained, the hashes of a local base's weight files, the commit of one on the Hub."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     hashes: dict[str, str]
+    commit: str | None = None
 
 
 def load_base(base: str, folder: Path, *, revision: str | None, dtype: torch.dtype) -> Start:
@@ -50,7 +51,9 @@ def load_base(base: str, folder: Path, *, revision: str | None, dtype: torch.dty
         )
     else:
         name, where = base, f"base {base}"
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    commit = None if local.is_dir() else _commit(name, revision)
+    # A branch may move between two files.
+    options: dict[str, Any] = {"revision": commit or revision, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model = AutoModelForCausalLM.from_pretrained(
@@ -70,7 +73,17 @@ def load_base(base: str, folder: Path, *, revision: str | None, dtype: torch.dty
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     weights = sorted(local.glob("*.safetensors")) if local.is_dir() else []
-    return Start(model, tokenizer, {path.name: sha256_of(path) for path in weights})
+    return Start(model, tokenizer, {path.name: sha256_of(path) for path in weights}, commit)
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """What a revision on the Hub stands for now; None where transformers is to say why not."""
+    from huggingface_hub import hf_hub_download
+
+    try:  # a cached file lies in snapshots/COMMIT
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    except (OSError, ValueError):
+        return None
 
 
 def create(recipe: FromScratch, texts: Iterable[str], *, dtype: torch.dtype) -> Start:

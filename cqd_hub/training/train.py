@@ -28,10 +28,11 @@ def train(path: Path, *, out: Path | None = None, progress: Progress | None = No
     """Train what the recipe at *path* says and write it to *out* (default: the recipe's).
 
     Full training writes a `save_pretrained` folder with tokenizer and generation config; LoRA a
-    PEFT adapter folder, whose ``base_model_name_or_path`` is the recipe's Hub id or the base's
-    folder relative to the adapter. Both hold safetensors only, and ``training.json``: recipe,
-    hashes of data and base, how many different rows were cut at ``max_length``, versions,
-    device, loss curve. The folder appears whole or not at all.
+    PEFT adapter folder, whose ``base_model_name_or_path`` is the recipe's Hub id (and ``revision``
+    the commit that was trained on) or the base's folder relative to the adapter. Both hold
+    safetensors only, and ``training.json``: recipe, hashes of data and base, commit of a base on
+    the Hub, how many different rows were cut at ``max_length``, versions, device, loss curve. The
+    folder appears whole or not at all.
 
     Raises:
         UserError: Anything wrong with recipe, data, base or output folder; nothing is written.
@@ -114,6 +115,7 @@ def _train(
     record = {
         "recipe": recipe.model_dump(exclude_none=True),
         "base": start.hashes,
+        "commit": start.commit,
         "data": [
             {
                 "path": data.path,
@@ -155,7 +157,7 @@ def _save(
     config.base_model_name_or_path = (
         os.path.relpath(local.resolve(), target) if local.is_dir() else recipe.base
     )
-    config.revision = recipe.revision
+    config.revision = start.commit
     # The embeddings are the base's; without this PEFT asks the Hub whether they were resized.
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

@@ -230,9 +230,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_refused(home: Path, tmp_pa
     recipe = write(home, "long.yaml", max_length=24, **keys)
     rows = [{"prompt": "é" * n, "answer": "12"} for n in (4, 11, 12, 30)]
     (home / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(
-        UserError, match=r"long.jsonl: 2 of 4 rows .*max_length \(24 tokens\)"
-    ):
+    with pytest.raises(UserError, match=r"long.jsonl: 2 of 4 rows .*max_length \(24 tokens\)"):
         train(recipe, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
     (home / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
@@ -253,6 +251,26 @@ def test_several_gpus_change_nothing(
     monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 4))
     four = train(recipe, out=tmp_path / "four")
     assert (four / "model.safetensors").read_bytes() == (one / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_base_on_the_hub_is_pinned(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    commit = "0123456789" * 4
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(home / "models" / "base", repository / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    lora = {"rank": 2, "alpha": 2}
+    keys = {"base": "someone/tiny", "method": "lora", "lora": lora, "revision": revision}
+    out = train(write(home, "hub.yaml", **keys), out=tmp_path / "out")
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("someone/tiny", commit)
+    assert record(out)["commit"] == commit
+    keys |= {"method": "full", "lora": None}
+    assert record(train(write(home, "hub.yaml", **keys), out=tmp_path / "f"))["commit"] == commit
 
 
 def test_code_of_a_base_is_never_run(
