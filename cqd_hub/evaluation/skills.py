@@ -308,7 +308,9 @@ class Skill:
                     remedy=f"set metadata.execution to {' | '.join(EXECUTIONS)} in its YAML",
                 )
             return EXECUTIONS[kind]
-        if getattr(self._task, "UNSAFE_CODE", False):  # a task in Python, which says so only now
+        if getattr(
+            self._task, "UNSAFE_CODE", False
+        ):  # one that says how, or says so only in Python
             raise unsafe(f"{self._where}.task")
         return None
 
@@ -368,8 +370,7 @@ def load_skills(
     index = TaskIndex(include)
     skills = {}
     for name, settings in recipe.skills.items():
-        executed = settings.metric.partition(",")[0] == EXECUTED
-        task = load_task(settings.task, index, folder, f"skills.{name}.task", executed=executed)
+        task = load_task(settings.task, index, folder, f"skills.{name}.task")
         skills[name] = Skill(name, task, settings, recipe, note)
         skills[name].prepare(tokenizer, settings, recipe.seed)
     return skills

@@ -51,17 +51,13 @@ class TaskIndex:
         return TaskManager(include_path=self._include)
 
 
-def load_task(
-    name: str, index: TaskIndex, folder: Path, where: str, *, executed: bool
-) -> LoadedTask:
+def load_task(name: str, index: TaskIndex, folder: Path, where: str) -> LoadedTask:
     """Load a task by name, or from a YAML file relative to *folder*.
-
-    Args:
-        executed: Its answers go to our sandbox, if the task says how.
 
     Raises:
         UserError: There is no such task, it is a group, it cannot be loaded, or it is unsafe: what
-            lm-eval marks so is refused before its Python is imported.
+            lm-eval marks so, and does not say how it is executed, is refused before its Python is
+            imported.
     """
     if name.endswith((".yaml", ".yml")):
         path = (folder / name).resolve()
@@ -95,7 +91,7 @@ def load_task(
     config = entry.cfg or {}
     metadata = config.get("metadata")
     told = isinstance(metadata, dict) and "execution" in metadata
-    if config.get("unsafe_code", False) is not False and not (executed and told):
+    if config.get("unsafe_code", False) is not False and not told:
         raise unsafe(where)
     # Data files in a task YAML are relative to it; datasets resolves them from the working folder.
     place = Path(entry.yaml_path).parent if entry.yaml_path else Path()

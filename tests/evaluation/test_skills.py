@@ -426,9 +426,7 @@ def test_tasks_and_metrics_that_do_not_serve(
     assert "\n" not in line
 
 
-@pytest.mark.parametrize(
-    "more", [{}, {"metadata": {"execution": "python"}}, {"metadata": {"version": 1.0}}]
-)
+@pytest.mark.parametrize("more", [{}, {"metadata": {"version": 1.0}}])
 def test_an_unsafe_task_is_refused_before_its_python_is_imported(
     tmp_path: Path, tokenizer: Any, more: dict[str, Any]
 ) -> None:
