@@ -308,9 +308,7 @@ class Skill:
                     remedy=f"set metadata.execution to {' | '.join(EXECUTIONS)} in its YAML",
                 )
             return EXECUTIONS[kind]
-        if getattr(
-            self._task, "UNSAFE_CODE", False
-        ):  # one that says how, or says so only in Python
+        if getattr(self._task, "UNSAFE_CODE", False):  # not told by the YAML alone
             raise unsafe(f"{self._where}.task")
         return None
 

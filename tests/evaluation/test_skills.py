@@ -171,6 +171,27 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_runs(
         skills["one"].check(engine)
 
 
+def test_a_workbench_does_not_open_with_what_does_not_fit(
+    tmp_path: Path, models: Any, tokenizer: Any
+) -> None:
+    from cqd_hub.run.workbench import open_workbench
+
+    documents = three_splits()
+    documents["test"][2]["question"] = "x" * 300
+    generating(tmp_path, documents=documents)
+    experts = {"x": str(models.full[0]), "y": str(models.full[1])}
+    made = recipe("sums:exact_match", "sums:exact_match").model_copy(
+        update={"base": str(models.base), "experts": experts}
+    )
+
+    async def work() -> None:
+        async with open_workbench(made, tmp_path):
+            pass
+
+    with pytest.raises(UserError, match=r"document test:2: prompt and answer take"):
+        asyncio.run(work())
+
+
 def test_requests_are_built_once_and_say_what_the_task_says(tmp_path: Path, tokenizer: Any) -> None:
     generating(tmp_path)
     choosing(tmp_path)
