@@ -287,14 +287,18 @@ def test_installed_packages(box: Box) -> None:
     folders = {
         path for place in places for kind in kinds for path in place.glob(f"python3*/{kind}")
     }
-    files = [str(path) for folder in folders for path in folder.glob("**/*") if path.is_file()]
+    files = [
+        str(path)
+        for folder in folders
+        for path in sorted(path for path in folder.glob("**/*") if path.is_file())[:200]
+    ]
     if not files or box.kind == "docker":
         pytest.skip("no package is installed beside Python")
     code = f"""
 import os
 def f():
     found = []
-    for name in {files[:500]!r}:
+    for name in {files!r}:
         try:
             found.append(open(name).read(1) and name)
         except OSError:
