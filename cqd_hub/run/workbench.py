@@ -103,7 +103,8 @@ async def open_workbench(
     device = _device(recipe.evaluation.device)
     base, experts = _open_models(recipe, folder)
     # What is cheap to refuse is refused before anything is factored.
-    skills = load_skills(recipe, folder, load_tokenizer(base.checkpoint.path))
+    tokenizer = load_tokenizer(base.checkpoint.path)
+    skills = load_skills(recipe, folder, tokenizer, note=note)
     async with AsyncExitStack() as stack:
         sandbox: Sandbox | None = None
         if any(skill.execution for skill in skills.values()):
