@@ -202,7 +202,7 @@ class TestResuming:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
         assert process.returncode == 130
-        assert "stopping after the child in flight" in err
+        assert "stopping after the children in flight" in err
         assert "stopped; to go on: cqd-hub evolve" in err
         assert "Traceback" not in err
         assert not (out / "results.json").exists()
