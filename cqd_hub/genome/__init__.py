@@ -14,6 +14,7 @@ from cqd_hub.genome.operators import (
     mutate_child,
     mutate_expert,
     mutate_gaussian,
+    refuse_tails,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "mutate_child",
     "mutate_expert",
     "mutate_gaussian",
+    "refuse_tails",
 ]

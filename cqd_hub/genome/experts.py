@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,24 +41,6 @@ class LowRank(NamedTuple):
     down: torch.Tensor
 
 
-class Expert(Protocol):
-    """A model fine-tuned from the base."""
-
-    @property
-    def path(self) -> Path:
-        """The folder it was read from."""
-        ...
-
-    @property
-    def content_hash(self) -> str:
-        """Hash of its weights."""
-        ...
-
-    def task_vector(self, slot: str) -> torch.Tensor | LowRank | None:
-        """Expert minus base in fp32; ``None`` where the expert leaves the base as it is."""
-        ...
-
-
 @dataclass(frozen=True)
 class Base:
     """The common ancestor."""
@@ -72,8 +54,8 @@ class Base:
 
 
 @dataclass(frozen=True)
-class FullExpert:
-    """A full fine-tune: a checkpoint with the base's tensors."""
+class _Expert:
+    """A model fine-tuned from the base, as the checkpoint it was read from."""
 
     base: Base
     checkpoint: Checkpoint
@@ -85,8 +67,13 @@ class FullExpert:
 
     @property
     def content_hash(self) -> str:
-        """Hash of its weights."""
+        """Hash of its weights, and of an adapter's config."""
         return self.checkpoint.content_hash
+
+
+@dataclass(frozen=True)
+class FullExpert(_Expert):
+    """A full fine-tune: a checkpoint with the base's tensors."""
 
     def weight(self, slot: str) -> torch.Tensor:
         """Its own tensor, in the dtype it was saved in."""
@@ -104,21 +91,8 @@ class FullExpert:
 
 
 @dataclass(frozen=True)
-class LoraExpert:
+class LoraExpert(_Expert):
     """A PEFT LoRA adapter: its factors are its task vector, exactly."""
-
-    base: Base
-    checkpoint: Checkpoint
-
-    @property
-    def path(self) -> Path:
-        """The folder it was read from."""
-        return self.checkpoint.path
-
-    @property
-    def content_hash(self) -> str:
-        """Hash of its weights and config."""
-        return self.checkpoint.content_hash
 
     @cached_property
     def pairs(self) -> dict[str, tuple[str, str]]:

@@ -103,12 +103,7 @@ def mutate_child(
             where="variation.mutation",
             remedy="use one of the two",
         )
-    if basis.has_tails:
-        raise UserError(
-            "`of: child` needs the whole task vector in the basis",
-            where="variation.mutation.of",
-            remedy="use LoRA experts, genome.rank: full, or `of: expert`",
-        )
+    refuse_tails(basis)
     low = -w_max if zero_mean else 0.0
     cores = dict(genome.cores)
     for index, slot in enumerate(basis.layout.slots):
@@ -120,6 +115,16 @@ def mutate_child(
         step = ((u * (w * s)) @ vh).numpy()
         cores[slot.name] = (cores.get(slot.name, 0.0) + step).astype(np.float32)
     return replace(genome, cores=cores)
+
+
+def refuse_tails(basis: Basis) -> None:
+    """Raise a `UserError` if a core, and so `mutate_child`, cannot hold what *basis* leaves out."""
+    if basis.has_tails:
+        raise UserError(
+            "`of: child` needs the whole task vector in the basis",
+            where="variation.mutation.of",
+            remedy="use LoRA experts, genome.rank: full, or `of: expert`",
+        )
 
 
 def child_core(genome: Genome, basis: Basis, slot_index: int) -> np.ndarray:

@@ -89,7 +89,7 @@ class Finish:
                     "id": candidate.id,
                     "label": candidate.label,
                     "validation": averages[candidate.id],
-                    "optimisation": float(np.mean(list(selection[candidate.id].values())))
+                    "optimisation": _mean(selection[candidate.id].values())
                     if candidate.id in selection
                     else None,
                 }

@@ -179,16 +179,12 @@ def _factor(
     experts: Sequence[FullExpert | LoraExpert],
     note: Callable[[str], None],
 ) -> Basis:
-    from cqd_hub.genome import build_basis
+    from cqd_hub.genome import build_basis, refuse_tails
 
     settings, mutation = recipe.genome, recipe.variation.mutation
     basis = build_basis(base, experts, rank=settings.rank, tail=settings.tail, progress=note)
-    if mutation.kind == "svd" and mutation.of == "child" and basis.has_tails:
-        raise UserError(
-            "`of: child` needs the whole task vector in the basis",
-            where="variation.mutation.of",
-            remedy="use LoRA experts, genome.rank: full, or `of: expert`",
-        )
+    if mutation.kind == "svd" and mutation.of == "child":
+        refuse_tails(basis)
     for name, kept in zip(recipe.experts, shares_kept(basis), strict=True):
         if kept < 0.9:
             note(f"expert {name}: the basis keeps only {kept:.0%} of some matrix's task vector")
