@@ -42,10 +42,11 @@ def init(
         raise UserError("exists", where=str(out), remedy="choose another with --out")
     if len(experts) < 2:
         raise UserError("a search needs at least two experts", remedy="name another folder")
-    from cqd_hub.genome import open_base, open_expert
+    from cqd_hub.genome import open_models
+    from cqd_hub.genome.experts import is_adapter
 
-    opened = open_base(base)
-    kinds = [type(open_expert(opened, expert)).__name__ for expert in experts]
+    _, opened = open_models(base, experts, note=lambda line: print(line, file=sys.stderr))
+    kinds = ["adapter" if is_adapter(expert) else "full fine-tune" for expert in opened]
     chosen = dict(_skill(text) for text in skills or [])
     out.write_text(_recipe(out, base, experts, kinds, chosen), encoding="utf-8")
     print(json.dumps({"path": str(out)}) if as_json else out)
@@ -76,11 +77,10 @@ def _recipe(
 
     names = _distinct([expert.name for expert in experts])
     places = [str(expert.resolve()) for expert in experts]
-    forms = ["LoRA adapter" if kind == "LoraExpert" else "full fine-tune" for kind in kinds]
     return render(
         name=out.stem,
         base=str(base.resolve()),
-        experts=list(zip(names, places, forms, strict=True)),
+        experts=list(zip(names, places, kinds, strict=True)),
         skills=skills,
     )
 

@@ -1,10 +1,10 @@
 """Individuals as genomes: base + experts → basis; algebra; materialisation; export.
 
-Needs torch, safetensors and numpy only. Start with `open_base`, `open_expert`, `build_basis`.
+Needs torch, transformers, safetensors and numpy only. Start with `open_models` and `build_basis`.
 """
 
 from cqd_hub.genome.basis import Basis, build_basis
-from cqd_hub.genome.experts import open_base, open_expert
+from cqd_hub.genome.experts import open_base, open_expert, open_models
 from cqd_hub.genome.genome import Genome, combine
 from cqd_hub.genome.layout import Granularity, Layout
 from cqd_hub.genome.materialise import Materialiser
@@ -23,6 +23,7 @@ __all__ = [
     "build_basis",
     "open_base",
     "open_expert",
+    "open_models",
     # Individuals.
     "Genome",
     "Granularity",

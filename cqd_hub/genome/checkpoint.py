@@ -105,10 +105,12 @@ class Checkpoint:
             digest.update(json.dumps(self.config, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def tensor(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Read one tensor in the dtype it was saved in."""
-        with safe_open(self.headers[name].file, framework="pt", device=str(device)) as opened:
-            return opened.get_tensor(name)
+    def tensor(self, name: str, *, index: int | None = None) -> torch.Tensor:
+        """Read one tensor, or only number *index* of a stack, in the dtype it was saved in."""
+        with safe_open(self.headers[name].file, framework="pt") as opened:
+            if index is None:
+                return opened.get_tensor(name)
+            return opened.get_slice(name)[index]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,137 +1,225 @@
-"""An expert seen as task vectors: per slot either two exact low-rank factors or a dense delta."""
+"""Base and experts, slot by slot: an expert's task vector is dense, or two exact factors."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
 from cqd_hub.errors import UserError
+from cqd_hub.genome.architecture import Architecture
 from cqd_hub.genome.checkpoint import Checkpoint
+from cqd_hub.genome.layout import Slot
+from cqd_hub.genome.slots import Inventory, Renamed, Stored
+from cqd_hub.genome.store import cache_folder
+from cqd_hub.genome.vocabulary import Donor, Vocabulary, common_vocabulary
 
-_NOT_A_PRODUCT = (
-    "use_dora",
-    "modules_to_save",
-    "lora_bias",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-)
-# PEFT takes the initial product out of the base again whenever such an adapter is loaded.
-_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+Form = Literal["dense", "factors"]
+_OTHER_BASE = "use experts fine-tuned from this base"
 _QUANTISED = ("quantization_config", "compression_config")
 
 
 class LowRank(NamedTuple):
-    """τ = up @ down with ``up`` [out, r] and ``down`` [r, in], fp32."""
+    """τ = up @ down with ``up`` [rows, r] and ``down`` [r, columns], fp32."""
 
     up: torch.Tensor
     down: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Base:
-    """The common ancestor."""
-
-    checkpoint: Checkpoint
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of its stored tensors, sorted; tied copies left out."""
-        return tuple(sorted(untied(self.checkpoint)))
-
-
-@dataclass(frozen=True)
-class _Expert:
-    """A model fine-tuned from the base, as the checkpoint it was read from."""
-
-    base: Base
-    checkpoint: Checkpoint
+class Expert(Protocol):
+    """A model fine-tuned from the base."""
 
     @property
     def path(self) -> Path:
         """The folder it was read from."""
-        return self.checkpoint.path
+        ...
 
     @property
     def content_hash(self) -> str:
         """Hash of its weights, and of an adapter's config."""
-        return self.checkpoint.content_hash
+        ...
+
+    def form(self, slot: Slot) -> Form | None:
+        """How its task vector comes in *slot*, or None if it does not touch it. Reads headers."""
+        ...
+
+    def task_vector(self, slot: Slot) -> LowRank | torch.Tensor | None:
+        """Expert minus base, subtracted in fp32.
+
+        Raises:
+            UserError: NaN or infinity.
+        """
+        ...
+
+    def weight(self, slot: Slot) -> torch.Tensor:
+        """Its own weights in a dense slot, ``slot.shape``, in the dtype they were saved in."""
+        ...
+
+    def rows(self, slot: Slot) -> int | None:
+        """How many rows it stores of a vocabulary slot, or None if it stores none."""
+        ...
+
+    def stored_rows(self, slot: Slot) -> torch.Tensor:
+        """A vocabulary slot with all rows that it stores."""
+        ...
 
 
 @dataclass(frozen=True)
-class FullExpert(_Expert):
-    """A full fine-tune: a checkpoint with the base's tensors."""
+class Base:
+    """The common ancestor.
 
-    def weight(self, slot: str) -> torch.Tensor:
-        """Its own tensor, in the dtype it was saved in."""
-        return self.checkpoint.tensor(slot)
+    Args:
+        stored: Its folder.
+        vocabulary: Rows that experts' added tokens need beyond its own, or None.
+    """
 
-    def task_vector(self, slot: str) -> torch.Tensor:
+    stored: Stored
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Its folder's files."""
+        return self.stored.checkpoint
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        """Its stored tensors, sorted."""
+        return self.stored.inventory()
+
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """What is merged, by name; the vocabulary as long as the longest."""
+        if self.vocabulary is None:
+            return self.inventory.slots
+        rows = self.vocabulary.rows
+        return tuple(
+            replace(slot, shape=(rows, *slot.shape[1:]))
+            if slot.name in self.vocabulary.slots
+            else slot
+            for slot in self.inventory.slots
+        )
+
+    @property
+    def vocabulary_slots(self) -> tuple[Slot, ...]:
+        """The slots with one row per token: input embedding and, where it is not tied, head."""
+        stored, architecture = self.stored, self.stored.architecture
+        if architecture is None:
+            return ()
+        return tuple(
+            slot
+            for slot in self.slots
+            if slot.tensor in stored.places
+            and stored.places[slot.tensor].parameter in architecture.vocabulary
+        )
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of its weights and of the rows they were extended by."""
+        own = self.checkpoint.content_hash
+        if self.vocabulary is None or not self.vocabulary.donors:
+            return own
+        return hashlib.sha256(f"{own} {self.vocabulary.content_hash}".encode()).hexdigest()
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder whose tokenizer knows every token of base and experts."""
+        return self.vocabulary.tokenizer if self.vocabulary else self.checkpoint.path
+
+    def weight(self, slot: Slot) -> torch.Tensor:
+        """One slot, ``slot.shape``, in the dtype it was saved in."""
+        tensor = self.stored.read(slot)
+        if len(tensor) < slot.shape[0] and self.vocabulary is not None:
+            return torch.cat([tensor, self.vocabulary.extension(slot, len(tensor)).to(tensor)])
+        return tensor
+
+    def slot_of(self, parameter: str) -> Slot | None:
+        """The slot that holds all of an in-memory parameter, by its name there or as stored."""
+        return self._by_parameter.get(parameter)
+
+    @cached_property
+    def _by_parameter(self) -> dict[str, Slot]:
+        found = {slot.name: slot for slot in self.slots}
+        architecture = self.stored.architecture
+        for slot in self.slots:
+            place = self.stored.places.get(slot.tensor)
+            if place is None or architecture is None or slot.index is not None:
+                continue
+            if torch.Size(place.size) == architecture.parameters[place.parameter].shape:
+                found[place.parameter] = slot
+        return found
+
+
+@dataclass(frozen=True)
+class FullExpert:
+    """A full fine-tune: a folder with the base's weights.
+
+    Args:
+        base: The ancestor.
+        stored: Its folder.
+        origin: Where it came from, if the folder was made from something else.
+        origin_hash: That origin's content hash.
+    """
+
+    base: Base
+    stored: Stored
+    origin: Path | None = None
+    origin_hash: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The folder it was read from."""
+        return self.origin or self.stored.checkpoint.path
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of its weights."""
+        return self.origin_hash or self.stored.checkpoint.content_hash
+
+    def form(self, slot: Slot) -> Form | None:
+        """Dense everywhere."""
+        return "dense"
+
+    def weight(self, slot: Slot) -> torch.Tensor:
+        """Its own slot; rows it lacks are the base's."""
+        own = self.reader.read(slot)
+        if len(own) == slot.shape[0]:
+            return own
+        if len(own) > slot.shape[0]:
+            return own[: slot.shape[0]]
+        return torch.cat([own, self.base.weight(slot)[len(own) :].to(own)])
+
+    def task_vector(self, slot: Slot) -> torch.Tensor:
         """Expert minus base, subtracted in fp32.
 
         Raises:
             UserError: It or the base's tensor holds NaN or infinity.
         """
-        own, base = self.weight(slot).float(), self.base.checkpoint.tensor(slot).float()
-        _finite(base, slot, self.base.checkpoint.path)
-        return _finite(own, slot, self.path) - base
+        own, base = self.weight(slot), self.base.weight(slot)
+        delta = torch.empty(slot.shape)
+        for rows in blocks(slot.shape):  # no more than the result in fp32 at a time
+            delta[rows] = own[rows].float() - base[rows].float()
+        if not torch.isfinite(delta.sum()):  # any NaN or infinity shows in the sum
+            finite(base, slot, self.base.checkpoint.path)
+            finite(own, slot, self.path)
+        return delta
 
+    def rows(self, slot: Slot) -> int | None:
+        """How many rows it stores of a vocabulary slot."""
+        return len(self.stored_rows(slot))
 
-@dataclass(frozen=True)
-class LoraExpert(_Expert):
-    """A PEFT LoRA adapter: its factors are its task vector, exactly."""
+    def stored_rows(self, slot: Slot) -> torch.Tensor:
+        """A vocabulary slot with all rows that it stores."""
+        return self.reader.read(slot)
 
     @cached_property
-    def pairs(self) -> dict[str, tuple[str, str]]:
-        """Slot → names of its A and B tensors."""
-        found: dict[str, dict[str, str]] = {}
-        for name in self.checkpoint.headers:
-            match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-            if not match:
-                raise UserError(
-                    f"tensor {name} is no plain LoRA factor of a linear layer",
-                    where=str(self.path),
-                    remedy="merge it first (peft: merge_and_unload) and give the merged model",
-                )
-            found.setdefault(f"{match[1]}.weight", {})[match[2]] = name
-        for slot, pair in found.items():
-            if slot not in self.base.names or set(pair) != {"A", "B"}:
-                raise UserError(
-                    f"adapts {slot}, which the base does not have",
-                    where=str(self.path),
-                    remedy="is it an adapter of this base?",
-                )
-        return {slot: (pair["A"], pair["B"]) for slot, pair in found.items()}
-
-    def scaling(self, slot: str) -> float:
-        """lora_alpha / r (/ √r if rank-stabilised), with PEFT's rank and alpha patterns."""
-        config = self.checkpoint.config
-        module = slot.removesuffix(".weight")
-        rank = _pattern(config.get("rank_pattern") or {}, module, config["r"])
-        alpha = _pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
-        return alpha / (rank**0.5 if config.get("use_rslora") else rank)
-
-    def task_vector(self, slot: str) -> LowRank | None:
-        """The adapter's factors in fp32, its scaling folded into ``up``."""
-        if slot not in self.pairs:
-            return None
-        down, up = (self.checkpoint.tensor(name).float() for name in self.pairs[slot])
-        _finite(up, slot, self.path)
-        _finite(down, slot, self.path)
-        return LowRank(up * self.scaling(slot), down)
+    def reader(self) -> Renamed:
+        """Its folder under the base's names."""
+        return Renamed(self.base.stored, self.stored)
 
 
 def open_base(path: Path) -> Base:
@@ -141,88 +229,128 @@ def open_base(path: Path) -> Base:
         UserError: Missing, pickled, damaged or quantised.
     """
     checkpoint = Checkpoint(path)
-    _refuse_quantised(checkpoint.config, path)
+    refuse_quantised(checkpoint.config, path)
     _ = checkpoint.headers
-    return Base(checkpoint)
+    return Base(Stored(checkpoint, Architecture.of(path)))
 
 
-def open_expert(base: Base, path: Path) -> FullExpert | LoraExpert:
+def open_expert(
+    base: Base,
+    path: Path,
+    *,
+    cache: Path | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Expert:
     """Open an expert and check from configs and headers that it is one of *base*.
 
+    Args:
+        base: The ancestor.
+        path: A model or adapter folder.
+        cache: Where adapters that are no plain product are folded into checkpoints; see
+            `cqd_hub.genome.store.cache_folder`.
+        note: Called with a line for what takes time or is left out.
+
     Raises:
-        UserError: Not an expert of this base: architecture, shapes, vocabulary, missing tensors;
-            or an adapter kind whose task vector is not a plain product.
+        UserError: Not an expert of this base: architecture, shapes, missing tensors; or an adapter
+            that cannot be merged.
     """
     if (path / "adapter_config.json").exists():
-        lora = LoraExpert(base, Checkpoint(path, stem="adapter_model"))
-        _check_adapter(lora)
-        return lora
-    expert = FullExpert(base, Checkpoint(path))
-    _check_full(expert)
+        from cqd_hub.genome.adapters import open_adapter
+
+        return open_adapter(base, path, cache=cache or cache_folder(), note=note)
+    return open_full(base, path)
+
+
+def open_models(
+    base: Path,
+    experts: Sequence[Path],
+    *,
+    cache: Path | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> tuple[Base, list[Expert]]:
+    """Open a base and its experts, and bring their vocabularies to one length.
+
+    Raises:
+        UserError: See `open_base`, `open_expert` and `common_vocabulary`.
+    """
+    ancestor = open_base(base)
+    opened = [open_expert(ancestor, path, cache=cache, note=note) for path in experts]
+    ends = ancestor.vocabulary_slots
+    donors = [
+        Donor(expert.path, rows, expert.stored_rows, expert.content_hash)
+        for expert in opened
+        if (rows := {slot.name: n for slot in ends if (n := expert.rows(slot)) is not None})
+    ]
+    own = {slot.name: slot.shape[0] for slot in ends}
+    vocabulary = common_vocabulary(base, own, donors, note)
+    if vocabulary is None:
+        return ancestor, opened
+    ancestor = replace(ancestor, vocabulary=vocabulary)
+    return ancestor, [replace(expert, base=ancestor) for expert in opened]  # type: ignore[type-var]
+
+
+def open_full(base: Base, path: Path) -> FullExpert:
+    """Open a full fine-tune; see `open_expert`."""
+    checkpoint = Checkpoint(path)
+    config, theirs = checkpoint.config, base.checkpoint.config
+    refuse_quantised(config, path)
+    for key in ("architectures", "model_type"):
+        if config.get(key) != theirs.get(key):
+            raise UserError(
+                f"{key} is {config.get(key)}, the base {base.checkpoint.path} has "
+                f"{theirs.get(key)}",
+                where=str(path),
+                remedy=_OTHER_BASE,
+            )
+    expert = FullExpert(base, Stored(checkpoint, base.stored.architecture))
+    _check_names(expert)
+    _check_shapes(expert)
     return expert
 
 
-def untied(checkpoint: Checkpoint) -> set[str]:
-    """Names of the stored tensors without an output head that is tied to the embedding."""
-    names = set(checkpoint.headers)
-    if checkpoint.config.get("tie_word_embeddings") and "lm_head.weight" in names:
-        names.discard("lm_head.weight")
-    return names
-
-
-def _check_full(expert: FullExpert) -> None:
-    where, base = str(expert.path), expert.base.checkpoint
-    _refuse_quantised(expert.checkpoint.config, expert.path)
-    for key in ("architectures", "vocab_size", "tie_word_embeddings"):
-        mine, theirs = expert.checkpoint.config.get(key), base.config.get(key)
-        if mine != theirs:
-            raise UserError(
-                f"{key} is {mine}, the base {base.path} has {theirs}",
-                where=where,
-                remedy="use experts fine-tuned from this base",
-            )
-    names = untied(expert.checkpoint)
-    different = sorted(names ^ set(expert.base.names))
-    if different:
-        owner = "the base" if different[0] in names else "it"
+def _check_names(expert: FullExpert) -> None:
+    base, own = expert.base, expert.stored
+    needed = base.inventory.slots
+    missing = expert.reader.missing(needed)
+    known = {slot.tensor for slot in needed} | {*base.inventory.aliases, *base.inventory.carried}
+    parameters = {place.parameter for place in base.stored.places.values()}
+    surplus = sorted(
+        name
+        for name in own.inventory().names
+        if name not in known
+        and (name not in own.places or own.places[name].parameter not in parameters)
+    )
+    if missing or surplus:
+        owner, names = ("it", missing) if missing else ("the base", surplus)
         raise UserError(
-            f"{owner} has no tensor {different[0]} ({len(different)} differ)",
-            where=where,
-            remedy="use experts fine-tuned from this base",
+            f"{owner} has no tensor {names[0]} ({len(missing) + len(surplus)} differ)",
+            where=str(expert.path),
+            remedy=_OTHER_BASE,
         )
-    for name in expert.base.names:
-        mine, theirs = expert.checkpoint.headers[name].shape, base.headers[name].shape
-        if mine != theirs:
+
+
+def _check_shapes(expert: FullExpert) -> None:
+    ends = {slot.name for slot in expert.base.vocabulary_slots}
+    headers = expert.stored.checkpoint.headers
+    for slot in expert.base.inventory.slots:
+        if slot.tensor not in headers:
+            continue  # under another name: of this architecture, whose shapes its config gives
+        mine, theirs = headers[slot.tensor].shape, expert.base.checkpoint.headers[slot.tensor].shape
+        if mine != theirs and (slot.name not in ends or mine[1:] != theirs[1:]):
             raise UserError(
-                f"{name} has shape {list(mine)}, the base's is {list(theirs)}",
-                where=where,
-                remedy="use experts fine-tuned from this base",
+                f"{slot.tensor} has shape {list(mine)}, the base's is {list(theirs)}",
+                where=str(expert.path),
+                remedy=_OTHER_BASE,
             )
 
 
-def _check_adapter(expert: LoraExpert) -> None:
-    config, where = expert.checkpoint.config, str(expert.path)
-    remedy = "merge it first (peft: merge_and_unload) and give the merged model"
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"is a {config.get('peft_type')} adapter", where=where, remedy=remedy)
-    for key in _NOT_A_PRODUCT:
-        if config.get(key):
-            raise UserError(f"{key} is set", where=where, remedy=remedy)
-    start = str(config.get("init_lora_weights", ""))
-    if start.startswith(_MOVES_THE_BASE):
-        raise UserError(f"init_lora_weights {start} changes the base", where=where, remedy=remedy)
-    headers, base = expert.checkpoint.headers, expert.base.checkpoint.headers
-    for slot, (down, up) in expert.pairs.items():
-        shape = (headers[up].shape[0], headers[down].shape[1])
-        if shape != base[slot].shape:
-            raise UserError(
-                f"its factors make {slot} {list(shape)}, the base's is {list(base[slot].shape)}",
-                where=where,
-                remedy="is it an adapter of this base?",
-            )
+def is_adapter(expert: Expert) -> bool:
+    """Whether an expert was given as a PEFT adapter."""
+    return (expert.path / "adapter_config.json").exists()
 
 
-def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
+def refuse_quantised(config: dict[str, Any], path: Path) -> None:
+    """Raise a `UserError` if a config says that the weights are quantised."""
     for key in _QUANTISED:
         if config.get(key):
             raise UserError(
@@ -232,16 +360,17 @@ def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
             )
 
 
-def _pattern(pattern: dict[str, Any], module: str, default: float) -> float:
-    for key, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
-            return value
-    return default
+def blocks(shape: tuple[int, ...], elements: int = 1 << 22) -> Iterator[slice]:
+    """Slices over the first axis of about *elements* numbers each."""
+    step = max(1, elements // max(1, torch.Size(shape[1:]).numel()))
+    for start in range(0, shape[0], step):
+        yield slice(start, start + step)
 
 
-def _finite(tensor: torch.Tensor, slot: str, path: Path) -> torch.Tensor:
+def finite(tensor: torch.Tensor, slot: Slot, path: Path) -> torch.Tensor:
+    """Return *tensor*, or raise a `UserError` if it holds NaN or infinity."""
     if not torch.isfinite(tensor).all():
         raise UserError(
-            f"{slot} holds NaN or infinity", where=str(path), remedy="save or train it again"
+            f"{slot.name} holds NaN or infinity", where=str(path), remedy="save or train it again"
         )
     return tensor

@@ -11,15 +11,32 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Granularity = Literal["model", "layer", "matrix"]
-Kind = Literal["matrix", "vector"]
+Kind = Literal["matrix", "transposed", "embedding", "convolution", "vector"]
 
 
-class Slot(NamedTuple):
-    """One weight tensor of the base model."""
+@dataclass(frozen=True)
+class Slot:
+    """One matrix or vector of the base: a stored tensor, or one matrix of a stacked tensor.
+
+    Args:
+        name: The tensor's name as the base stores it; ``tensor[3]`` in a stack.
+        shape: As worked on: ``[rows, columns]`` or ``[n]``. A convolution's kernel is flattened
+            into the columns.
+        kind: ``"transposed"`` is stored [in, out] (Conv1D); all but ``"vector"`` are matrices.
+        tensor: The stored tensor's name.
+        index: Which matrix of the stack (a mixture's experts), or None.
+    """
 
     name: str
     shape: tuple[int, ...]
     kind: Kind
+    tensor: str
+    index: int | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has singular directions."""
+        return self.kind != "vector"
 
 
 class Segment(NamedTuple):
@@ -45,7 +62,7 @@ class Layout:
     """The order of the flat coefficient vector: slot by slot, in each slot expert by expert.
 
     Args:
-        slots: The base's tensors, each stored tensor once (tied weights are one slot).
+        slots: The base's matrices and vectors, each once (tied weights are one slot).
         experts: Content hashes, in the order of the recipe; they key the coefficients.
         ranks: ``[slots, experts]`` number of individually scaled singular directions.
         tails: ``[slots, experts]`` whether one more coefficient scales what lies beyond them.
@@ -82,9 +99,9 @@ class Layout:
     @cached_property
     def in_matrix(self) -> np.ndarray:
         """``[size]`` bool: whether the coefficient belongs to a matrix (SVD mutation's reach)."""
-        return self._per_coefficient(
-            lambda segment: self.slots[segment.slot].kind == "matrix"
-        ).astype(bool)
+        return self._per_coefficient(lambda segment: self.slots[segment.slot].is_matrix).astype(
+            bool
+        )
 
     def groups(self, granularity: Granularity) -> np.ndarray:
         """``[slots]`` int: the slots that share one crossover weight have the same number.

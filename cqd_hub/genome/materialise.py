@@ -51,7 +51,7 @@ class Materialiser:
     def __init__(self, basis: Basis, *, device: torch.device | str = "cpu") -> None:
         self.basis, self.device = basis, torch.device(device)
         base = basis.base
-        self._base = {name: base.checkpoint.tensor(name, self.device) for name in base.names}
+        self._base = {slot.name: base.weight(slot).to(self.device) for slot in base.slots}
         self._scales = Scales(basis)
         self._experts: dict[tuple[int, int, bool], torch.Tensor] = {}
         self._stacks: dict[tuple[int, torch.dtype], _Product] = {}

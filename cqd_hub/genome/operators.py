@@ -107,7 +107,7 @@ def mutate_child(
     low = -w_max if zero_mean else 0.0
     cores = dict(genome.cores)
     for index, slot in enumerate(basis.layout.slots):
-        if slot.kind != "matrix" or not any(basis.layout.ranks[index]):
+        if not slot.is_matrix or not any(basis.layout.ranks[index]):
             continue
         core = child_core(genome, basis, index)
         u, s, vh = torch.linalg.svd(torch.from_numpy(core), full_matrices=False)
@@ -151,6 +151,6 @@ def mutate_gaussian(genome: Genome, *, seed: int, deviation: float, basis: Basis
     The draws themselves are made at materialisation: see `cqd_hub.genome.materialise.normal`.
     """
     scales = np.array(
-        [deviation if slot.kind == "matrix" else 0.0 for slot in basis.layout.slots], np.float32
+        [deviation if slot.is_matrix else 0.0 for slot in basis.layout.slots], np.float32
     )
     return replace(genome, noise={**genome.noise, seed: genome.noise.get(seed, 0.0) + scales})

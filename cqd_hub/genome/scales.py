@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.experts import FullExpert, LoraExpert
 from cqd_hub.genome.genome import Genome
 from cqd_hub.genome.layout import Segment
 
@@ -19,7 +20,8 @@ class Scales:
 
     Args:
         basis: What the coefficients scale.
-        whole: The kinds of expert that t·τ is taken of where there is no tail; tails always.
+        whole: What t·τ is taken of where there is no tail (tails always are): ``"dense"`` task
+            vectors, ``"all"``, or ``"none"``.
         centred: Where the scales differ and there is no tail, take the middle of their range for t
             instead of 0, so that the left-over is small.
 
@@ -32,7 +34,7 @@ class Scales:
         self,
         basis: Basis,
         *,
-        whole: tuple[type[FullExpert | LoraExpert], ...] = (FullExpert,),
+        whole: Literal["dense", "all", "none"] = "dense",
         centred: bool = False,
     ) -> None:
         layout = basis.layout
@@ -45,7 +47,10 @@ class Scales:
         self._dense = np.array(
             [
                 segment.tail
-                or (isinstance(basis.experts[segment.expert], whole) and complete(basis, segment))
+                or (
+                    (whole == "all" or (whole == "dense" and _dense(basis, segment)))
+                    and complete(basis, segment)
+                )
                 for segment in segments
             ]
         )
@@ -82,6 +87,8 @@ class Scales:
 
 def complete(basis: Basis, segment: Segment) -> bool:
     """Whether a segment's factors alone sum to the expert's task vector."""
-    return isinstance(basis.experts[segment.expert], LoraExpert) or segment.rank == min(
-        basis.layout.slots[segment.slot].shape
-    )
+    return not _dense(basis, segment) or segment.rank == min(basis.layout.slots[segment.slot].shape)
+
+
+def _dense(basis: Basis, segment: Segment) -> bool:
+    return basis.is_dense(segment.slot, segment.expert)

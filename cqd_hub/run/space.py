@@ -40,5 +40,5 @@ def _cores(layout: Layout) -> int:
     return sum(
         4 * min(sum(ranks), slot.shape[0]) * min(sum(ranks), slot.shape[1])
         for slot, ranks in zip(layout.slots, layout.ranks, strict=True)
-        if slot.kind == "matrix"
+        if slot.is_matrix
     )

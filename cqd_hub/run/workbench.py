@@ -21,7 +21,7 @@ from cqd_hub.recipe import Recipe
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
     from cqd_hub.genome import Basis
-    from cqd_hub.genome.experts import Base, FullExpert, LoraExpert
+    from cqd_hub.genome.experts import Base, Expert
 
 _VERSIONED = ("torch", "transformers", "safetensors", "numpy", "lm-eval", "datasets", "peft")
 
@@ -101,9 +101,9 @@ async def open_workbench(
     from cqd_hub.evaluation.engine.sequential import SequentialEngine, load_tokenizer
 
     device = _device(recipe.evaluation.device)
-    base, experts = _open_models(recipe, folder)
+    base, experts = _open_models(recipe, folder, note)
     # What is cheap to refuse is refused before anything is factored.
-    tokenizer = load_tokenizer(base.checkpoint.path)
+    tokenizer = load_tokenizer(base.tokenizer)
     skills = load_skills(recipe, folder, tokenizer, note=note)
     async with AsyncExitStack() as stack:
         sandbox: Sandbox | None = None
@@ -149,7 +149,7 @@ def open_basis(
     Raises:
         UserError: Anything wrong with the models, or not the *expected* ones.
     """
-    basis = _factor(recipe, *_open_models(recipe, folder), note)
+    basis = _factor(recipe, *_open_models(recipe, folder, note), note)
     _compare(basis, expected, folder)
     return basis
 
@@ -163,20 +163,22 @@ def _compare(basis: Basis, expected: str | None, folder: Path) -> None:
         )
 
 
-def _open_models(recipe: Recipe, folder: Path) -> tuple[Base, list[FullExpert | LoraExpert]]:
-    from cqd_hub.genome import open_base, open_expert
+def _open_models(
+    recipe: Recipe, folder: Path, note: Callable[[str], None]
+) -> tuple[Base, list[Expert]]:
+    from cqd_hub.genome import open_models
 
-    base = open_base(model_folder(recipe.base, folder, "base"))
-    return base, [
-        open_expert(base, model_folder(place, folder, f"experts.{name}"))
-        for name, place in recipe.experts.items()
+    base = model_folder(recipe.base, folder, "base")
+    experts = [
+        model_folder(place, folder, f"experts.{name}") for name, place in recipe.experts.items()
     ]
+    return open_models(base, experts, note=note)
 
 
 def _factor(
     recipe: Recipe,
     base: Base,
-    experts: Sequence[FullExpert | LoraExpert],
+    experts: Sequence[Expert],
     note: Callable[[str], None],
 ) -> Basis:
     from cqd_hub.genome import build_basis, refuse_tails

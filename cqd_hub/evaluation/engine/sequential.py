@@ -23,6 +23,8 @@ from cqd_hub.evaluation.engine._interface import (
     Request,
 )
 from cqd_hub.genome import Basis, Materialiser
+from cqd_hub.genome.architecture import Architecture
+from cqd_hub.genome.experts import Base
 
 _Request = TypeVar("_Request", Generate, LogLikelihood)
 _Result = TypeVar("_Result")
@@ -52,10 +54,11 @@ class SequentialEngine:
     ) -> None:
         folder = basis.base.checkpoint.path
         self._model = load_model(folder, device=device, dtype=dtype)
-        self._tokenizer = load_tokenizer(folder)
+        if basis.base.vocabulary is not None:
+            self._model.resize_token_embeddings(basis.base.vocabulary.rows, mean_resizing=False)
+        self._tokenizer = load_tokenizer(basis.base.tokenizer)
         self._folder, self._rows = folder, self._model.get_input_embeddings().num_embeddings
-        self._parameters = dict(self._model.named_parameters())
-        self._check(set(basis.base.names))
+        self._parameters = _slots_in(self._model, basis.base)
         self._materialiser = Materialiser(basis, device=device)
         self._batch_tokens = batch_tokens
         self._context = getattr(self._model.config, "max_position_embeddings", None) or 1 << 30
@@ -67,16 +70,6 @@ class SequentialEngine:
         self._running: asyncio.Future[Any] | None = None
         self.seconds = {"materialise": 0.0, "generate": 0.0}
         self._path = f"sequential/{str(dtype).removeprefix('torch.')}/{torch.device(device).type}"
-
-    def _check(self, stored: set[str]) -> None:
-        """Refuse what transformers would fill in at random, or leave unused."""
-        for name in sorted(stored ^ set(self._parameters)):
-            keeps = "keeps {} under another name" if name in stored else "also needs {}"
-            raise UserError(
-                f"transformers {keeps.format(name)}",
-                where=str(self._folder),
-                remedy="save the model again with this transformers, or choose another base",
-            )
 
     @property
     def path(self) -> str:
@@ -218,6 +211,36 @@ class SequentialEngine:
             replies = log_likelihoods(self._model, _all(requests, LogLikelihood))
         self.seconds["generate"] += time.perf_counter() - start
         return replies
+
+
+def _slots_in(model: Any, base: Base) -> dict[str, torch.Tensor]:
+    """Slot name → its data within the model, as a view to write to.
+
+    Raises:
+        UserError: What transformers would fill in at random, or leave unused.
+    """
+    architecture = Architecture(model)
+    places = architecture.places(slot.tensor for slot in base.slots)
+    covered = dict.fromkeys(architecture.parameters, 0)
+    found = {}
+    for slot in base.slots:
+        place = places.get(slot.tensor)
+        if place is None:
+            problem = f"transformers does not use {slot.tensor}"
+            break
+        data = place.view(architecture.parameters[place.parameter].data)
+        found[slot.name] = (data if slot.index is None else data[slot.index]).view(slot.shape)
+        covered[place.parameter] += found[slot.name].numel()
+    else:
+        short = [n for n, t in architecture.parameters.items() if covered[n] != t.numel()]
+        if not short:
+            return found
+        problem = f"transformers also needs {short[0]}"
+    raise UserError(
+        problem,
+        where=str(base.checkpoint.path),
+        remedy="save the model again with this transformers, or choose another base",
+    )
 
 
 def load_model(folder: Path, *, device: str, dtype: torch.dtype) -> Any:

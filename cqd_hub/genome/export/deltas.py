@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from cqd_hub.genome.basis import Basis, factor
-from cqd_hub.genome.experts import FullExpert, LoraExpert, LowRank
+from cqd_hub.genome.basis import Basis
+from cqd_hub.genome.experts import LowRank
+from cqd_hub.genome.factor import factor
 from cqd_hub.genome.genome import Genome
 from cqd_hub.genome.materialise import normal
 from cqd_hub.genome.operators import child_core
@@ -30,7 +31,7 @@ class Deltas:
         self.genome, self.basis = genome, basis
         scales = Scales(
             basis,
-            whole=(FullExpert, LoraExpert) if beside_experts else (),
+            whole="all" if beside_experts else "none",
             centred=beside_experts,
         )
         shared, self._own = scales.split(genome)
@@ -45,7 +46,7 @@ class Deltas:
         identity: no larger than any other exact pair, and nothing has to be decomposed.
         """
         for index, slot in enumerate(self.basis.layout.slots):
-            if slot.kind != "matrix":
+            if not slot.is_matrix:
                 continue
             product, dense = self._low_rank(index), self._dense(index)
             if product is not None and (
@@ -66,7 +67,7 @@ class Deltas:
     def vectors(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield every norm or bias that differs, with its difference."""
         for index, slot in enumerate(self.basis.layout.slots):
-            if slot.kind == "vector" and (dense := self._dense(index)) is not None:
+            if not slot.is_matrix and (dense := self._dense(index)) is not None:
                 yield index, dense
 
     def _low_rank(self, index: int) -> LowRank | None:
@@ -85,13 +86,15 @@ class Deltas:
 
     def _dense(self, index: int) -> torch.Tensor | None:
         parts = []
-        name, shape = self.basis.layout.slots[index].name, self.basis.layout.slots[index].shape
-        for expert, weight in zip(self.basis.experts, self._shared[index], strict=True):
-            if weight and isinstance(expert, FullExpert):
-                parts.append(expert.task_vector(name) * float(weight))
+        slot = self.basis.layout.slots[index]
+        for number, weight in enumerate(self._shared[index]):
+            if weight and self.basis.is_dense(index, number):
+                delta = self.basis.experts[number].task_vector(slot)
+                assert isinstance(delta, torch.Tensor)  # dense
+                parts.append(delta * float(weight))
         for seed, spread in self.genome.noise.items():
             if spread[index]:
-                parts.append(normal(seed, index, shape) * float(spread[index]))
+                parts.append(normal(seed, index, slot.shape) * float(spread[index]))
         return torch.stack(parts).sum(0) if parts else None
 
 
