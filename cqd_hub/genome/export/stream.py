@@ -1,0 +1,76 @@
+"""Writing a safetensors file one tensor at a time: no more than that tensor is in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# torch dtype → its name in a safetensors header.
+CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+}
+_ENTRY = 160  # most bytes of a header entry beside its name, for up to four dimensions
+
+Add = Callable[[str, torch.Tensor], None]
+
+
+@contextmanager
+def tensor_file(
+    path: Path, names: Iterable[str], metadata: Mapping[str, str] | None = None
+) -> Iterator[Add]:
+    """Yield ``add(name, tensor)``; *path* appears, synced, when the block ends without an error.
+
+    The format wants the header first: room for it is kept, and filled with spaces where it is
+    shorter. Readers map tensors into memory where they lie, so add wide dtypes before narrow ones.
+
+    Args:
+        path: The file; a leftover of an interrupted attempt is overwritten.
+        names: All that may be added.
+        metadata: More of it than the format; written last, so values may change to others that are
+            no longer.
+    """
+    described = {"format": "pt", **(metadata or {})}
+    room = 64 + len(json.dumps(described)) + sum(len(json.dumps(n)) + _ENTRY for n in names)
+    room += -room % 8
+    header: dict[str, Any] = {}
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.seek(8 + room)
+
+        def add(name: str, tensor: torch.Tensor) -> None:
+            begin = file.tell() - 8 - room
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            file.write(memoryview(flat.numpy()))
+            header[name] = {
+                "dtype": CODES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [begin, begin + flat.numel()],
+            }
+
+        yield add
+        described = {"format": "pt", **(metadata or {})}
+        text = json.dumps({"__metadata__": described, **header}, separators=(",", ":")).encode()
+        text = text.ljust(room)
+        file.seek(0)
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
