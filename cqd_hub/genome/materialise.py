@@ -6,17 +6,22 @@ Always from the pristine base, never incrementally, so that nothing accumulates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from cqd_hub.genome.basis import Basis
 from cqd_hub.genome.genome import Genome
+from cqd_hub.genome.merge.record import Merge
 from cqd_hub.genome.operators import child_core
 from cqd_hub.genome.scales import Scales
 from cqd_hub.randomness import generator
+
+if TYPE_CHECKING:
+    from cqd_hub.genome.merge.store import MergeStore
 
 _BLOCK = 1 << 20  # elements worked on at a time on a CPU: 4 MB of fp32 stay in its cache
 
@@ -40,16 +45,26 @@ class Materialiser:
     Weights asked for in fp32 are summed in fp32 throughout. For bfloat16 weights, where the
     hardware multiplies it, what is added to the base is summed to bfloat16 and added in one
     rounding: its error is 2⁻⁹ of the task vector beside the 2⁻⁹ of W that rounding W costs in any
-    case (a few thousandths more for task vectors of 5 % of W). Base, experts and unmutated
-    crossovers take the fp32 sums: they come back bit for bit.
+    case (a few thousandths more for task vectors of 5 % of W). Base, experts, unmutated
+    crossovers and whatever weighs merges take the fp32 sums: merges too come back bit for bit.
 
     Args:
         basis: What the genomes' coefficients scale.
         device: Where the pristine base and, once used, factors and full fine-tunes are kept.
+        merges: Where the merges are that genomes weigh; merged tensors are read for every use.
     """
 
-    def __init__(self, basis: Basis, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        basis: Basis,
+        *,
+        device: torch.device | str = "cpu",
+        merges: MergeStore | None = None,
+    ) -> None:
         self.basis, self.device = basis, torch.device(device)
+        self._merges = merges
+        if merges is not None:
+            merges.attach(self)
         base = basis.base
         self._base = {slot.name: base.weight(slot).to(self.device) for slot in base.slots}
         self._scales = Scales(basis)
@@ -62,8 +77,10 @@ class Materialiser:
     def write(self, genome: Genome, parameters: Mapping[str, torch.Tensor]) -> None:
         """Overwrite *parameters* (by slot name, any dtype, on this device) with the individual."""
         shared, own = self._split(genome)
-        for index, slot in enumerate(self.basis.layout.slots):
-            self._write(parameters[slot.name], genome, index, shared, own)
+        held = self._merges.holding(genome.merges) if self._merges is not None else nullcontext()
+        with held:
+            for index, slot in enumerate(self.basis.layout.slots):
+                self._write(parameters[slot.name], genome, index, shared, own)
 
     @torch.no_grad()
     def state(self, genome: Genome, *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
@@ -85,6 +102,10 @@ class Materialiser:
         self._write(out, genome, slot, *self._split(genome))
         return out
 
+    def base_weight(self, slot: int) -> torch.Tensor:
+        """One of the base's own tensors, to be read only."""
+        return self._base[self.basis.layout.slots[slot].name]
+
     def base_dtype(self, slot: int) -> torch.dtype:
         """What the base's own tensor was saved in."""
         return self._base[self.basis.layout.slots[slot].name].dtype
@@ -102,14 +123,15 @@ class Materialiser:
         shared: np.ndarray,
         own: np.ndarray,
     ) -> None:
-        """Write W0 + Σ shared·τ + left @ right + noise into *out*."""
+        """Write W0 + Σ shared·τ + Σ weight·(merge - W0) + left @ right + noise into *out*."""
         slot = self.basis.layout.slots[index]
         noise = [
             (float(spread[index]), normal(seed, index, slot.shape).to(self.device))
             for seed, spread in genome.noise.items()
             if spread[index]
         ]
-        half = out.dtype == torch.bfloat16 and not noise and self._multiplies_bfloat16
+        merges = [(float(w[index]), merge) for merge, w in genome.merges.items() if w[index]]
+        half = out.dtype == torch.bfloat16 and not (noise or merges) and self._multiplies_bfloat16
         product = self._product(genome, index, own, torch.bfloat16 if half else torch.float32)
         half = half and product is not None
         whole = [
@@ -117,6 +139,7 @@ class Materialiser:
             for expert, t in enumerate(shared[index])
             if t != 0
         ]
+        whole += [(weight, self._merged(merge, index)) for weight, merge in merges]
         base = self._base[slot.name]
         for rows in self._blocks(base):
             if half and product is not None:
@@ -154,6 +177,11 @@ class Materialiser:
                 weight = (weight.float() - base.float()).bfloat16()
             self._experts[key] = weight
         return self._experts[key]
+
+    def _merged(self, merge: Merge, index: int) -> torch.Tensor:
+        if self._merges is None:
+            raise ValueError("a genome that weighs merges needs the store that keeps them")
+        return self._merges.tensor(merge, self.basis.layout.slots[index].name).to(self.device)
 
     def _product(
         self, genome: Genome, index: int, own: np.ndarray, dtype: torch.dtype

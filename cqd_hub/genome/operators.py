@@ -95,8 +95,15 @@ def mutate_child(
     are the task vector's in the experts' frame: exact, and as large as the model at full rank.
 
     Raises:
-        UserError: The basis has tails or the genome Gaussian noise, which the core cannot hold.
+        UserError: The basis has tails, or the genome Gaussian noise or merges, which the core
+            cannot hold.
     """
+    if genome.merges:
+        raise UserError(
+            "`of: child` cannot follow a merge: its task vector is not made of the experts' alone",
+            where="variation.mutation.of",
+            remedy="use `of: expert`, or crossover.method: linear",
+        )
     if genome.noise:
         raise UserError(
             "`of: child` cannot follow Gaussian mutation in one lineage",

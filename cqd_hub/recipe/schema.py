@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cqd_hub.recipe.load import Strict
 from cqd_hub.recipe.presets import PRESETS, Preset
@@ -17,6 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[str, Field(min_length=1)]
 # What commands call other individuals of a run; experts must be told from them.
 RESERVED = ("base", "best", "aggregate")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class Splits(Strict):
@@ -102,9 +104,23 @@ class Search(Strict):
     sampling: Sampling = Sampling()
 
 
-class Crossover(Strict):
-    """θ_base + Σ w_i/(w_1+w_2) τ_i with w ~ N(mean, deviation²)."""
+Number = Annotated[bool | int | float, Field(allow_inf_nan=False)]
 
+
+class Crossover(Strict):
+    """θ_base + Σ w_i/(w_1+w_2) τ_i with w ~ N(mean, deviation²); or a merge method of mergekit's.
+
+    Of a method, the shares w_i/(w_1+w_2) are the parents' ``weight`` (of ``slerp``, the second
+    one's is ``t``) unless `parameters` gives it.
+    """
+
+    method: Name = Field(
+        default="linear",
+        description="linear, or a merge method that mergekit registers: ties, dare_ties, slerp, …",
+    )
+    parameters: dict[str, Number | list[Number]] = Field(
+        default_factory=dict, description="of the method: a number, or one for each parent"
+    )
     per: Literal["model", "layer", "matrix"] = "model"
     mean: float = 1.0
     deviation: Annotated[float, Field(ge=0)] = 0.03
@@ -114,6 +130,12 @@ class Crossover(Strict):
         # Pairs whose sum is within 0.1 of zero are drawn again: some must lie outside.
         if abs(self.mean) + self.deviation < 0.05:
             raise ValueError("mean and deviation are too near zero; keep mean at 1")
+        return self
+
+    @model_validator(mode="after")
+    def _named(self) -> Crossover:
+        if self.parameters and self.method == "linear":
+            raise ValueError("linear takes no `parameters`; leave them out or name a method")
         return self
 
 
@@ -140,11 +162,27 @@ class Mutation(Strict):
         return self
 
 
+def _spelt_out(variation: Any) -> Any:
+    """*variation* with names replaced by the mappings they stand for."""
+    if not isinstance(variation, Mapping):
+        return variation
+    keys = {"crossover": "method", "mutation": "kind"}
+    return {
+        part: {keys[part]: value} if part in keys and isinstance(value, str) else value
+        for part, value in variation.items()
+    }
+
+
 class Variation(Strict):
-    """How a child is made from two parents."""
+    """How a child is made from two parents; a name alone is short for its mapping."""
 
     crossover: Crossover = Crossover()
     mutation: Mutation = Mutation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, data: Any) -> Any:
+        return _spelt_out(data)
 
 
 class Genome(Strict):
@@ -152,6 +190,23 @@ class Genome(Strict):
 
     rank: Annotated[int, Field(ge=1)] | Literal["full"] = "full"
     tail: Literal["tied", "drop"] = "tied"
+    disk: str = Field(
+        default="20GB",
+        description="what merged children may take of it (crossover methods other than linear); "
+        "more are made again when needed. May change when a run is resumed",
+    )
+
+    @field_validator("disk", mode="before")
+    @classmethod
+    def _is_size(cls, disk: Any) -> Any:
+        if not isinstance(disk, str) or not re.fullmatch(r"\d+(\.\d+)? ?(KB|MB|GB|TB)", disk):
+            raise ValueError(f"{disk!r} is no size; write e.g. 20GB")
+        return disk
+
+    @property
+    def disk_bytes(self) -> int:
+        """`disk` in bytes."""
+        return int(float(self.disk[:-2]) * _UNITS[self.disk[-2:]])
 
 
 class Aggregation(Strict):
@@ -204,6 +259,9 @@ class Recipe(Strict):
         preset = data.get("preset", "default") if isinstance(data, Mapping) else None
         if not isinstance(preset, str) or preset not in PRESETS:
             return data
+        data = dict(data)
+        if "variation" in data:
+            data["variation"] = _spelt_out(data["variation"])
         return _merged(PRESETS[preset], data)
 
     @model_validator(mode="after")
@@ -212,6 +270,12 @@ class Recipe(Strict):
             raise ValueError("skills: a search needs at least two; add one")
         if len(self.experts) < 2:
             raise ValueError("experts: a search needs at least two; add one")
+        mutation, method = self.variation.mutation, self.variation.crossover.method
+        if mutation.kind == "svd" and mutation.of == "child" and method != "linear":
+            raise ValueError(
+                f"variation.mutation.of: child cannot follow the crossover {method}, whose task "
+                "vectors are not made of the experts' alone; use `of: expert`"
+            )
         bounds = getattr(self.search.archive, "bounds", "experts")
         if isinstance(bounds, dict):
             if set(bounds) != set(self.skills):

@@ -1,0 +1,273 @@
+"""Merged tensors on disk: made once, read slot by slot, cleared under a budget, made again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from safetensors import safe_open
+
+from cqd_hub.errors import RunError
+from cqd_hub.genome.export.stream import tensor_file
+from cqd_hub.genome.merge.methods import find_method
+from cqd_hub.genome.merge.record import Merge
+from cqd_hub.randomness import generator
+
+if TYPE_CHECKING:
+    from cqd_hub.genome.basis import Basis
+    from cqd_hub.genome.genome import Genome
+
+
+class Source(Protocol):
+    """Where a store gets weights from: a `Materialiser`."""
+
+    basis: Basis
+    device: torch.device
+
+    def weight(self, genome: Genome, slot: int, *, dtype: torch.dtype) -> torch.Tensor:
+        """One slot of an individual."""
+        ...
+
+    def base_weight(self, slot: int) -> torch.Tensor:
+        """One slot of the base, in its own dtype."""
+        ...
+
+
+class MergeStore:
+    """Keeps merges as ``<id>.safetensors``: slot name → tensor in the base's dtype.
+
+    A merge that is not there is made, its parents first, theirs before them, and so on. Only one is
+    made at a time, slot by slot: what it takes is a slot of both parents in fp32. Methods for all
+    threads.
+
+    Args:
+        folder: Made when needed.
+        budget: Bytes that the files may take; more are kept only while they are in use.
+        genome_of: Genome hash → genome, from any thread.
+        digest_of: Merge id → digest recorded when it was first made, from any thread; None where
+            there is none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        budget: int,
+        genome_of: Callable[[str], Genome],
+        digest_of: Callable[[str], str | None] = lambda merge: None,
+    ) -> None:
+        self._folder, self._budget = folder, budget
+        self._genome_of, self._digest_of = genome_of, digest_of
+        self._source: Source | None = None
+        self._making = threading.RLock()
+        self._guard = threading.Lock()
+        self._held: Counter[str] = Counter()
+        self._needed: frozenset[str] | None = None
+        self._own: set[str] = set()
+        self._short = False
+        self._parents: dict[str, tuple[Merge, ...]] = {}
+
+    def attach(self, source: Source) -> None:
+        """Name the materialiser that rebuilds parents; it says so itself."""
+        self._source = source
+
+    def tensor(self, merge: Merge, slot: str) -> torch.Tensor:
+        """One slot of a merge, on the CPU.
+
+        Raises:
+            RunError: It had to be made again and came out different, or the disk is failing.
+        """
+        while True:
+            try:
+                with safe_open(self._path(merge), framework="pt") as opened:
+                    return opened.get_tensor(slot)
+            except FileNotFoundError:
+                self.ensure([merge])
+
+    def digest(self, merge: Merge) -> str:
+        """SHA-256 of a merge's tensors."""
+        while True:
+            try:
+                with safe_open(self._path(merge), framework="pt") as opened:
+                    return opened.metadata()["digest"]
+            except FileNotFoundError:
+                self.ensure([merge])
+
+    @contextmanager
+    def holding(self, merges: Collection[Merge]) -> Iterator[None]:
+        """Keep merges from being cleared while the block runs; they need not be there yet."""
+        ids = [merge.id for merge in merges]
+        with self._guard:
+            self._held.update(ids)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._held.subtract(ids)
+
+    def ensure(self, merges: Iterable[Merge]) -> None:
+        """Make what is not there.
+
+        Raises:
+            UserError: A method cannot merge these parents.
+            RunError: A merge made again differs from the one recorded, or the disk is failing.
+        """
+        with self._making:
+            wanted = list(merges)
+            plan = self._missing(wanted)
+            last = {merge.id: len(plan) for merge in wanted}
+            for step, merge in enumerate(plan):
+                for parent in self._parents_of(merge):
+                    last[parent.id] = max(last.get(parent.id, 0), step)
+            for step, merge in enumerate(plan):
+                in_use = {id_ for id_, until in last.items() if until >= step}
+                self._clear(self._size(), in_use)
+                self._make(merge)
+            self._clear(0, {merge.id for merge in wanted})
+
+    def keep(self, needed: Iterable[str]) -> bool:
+        """Clear the folder down to the budget: first what is not *needed* (ids), oldest first.
+
+        Returns:
+            Whether needed ones had to go since the last call; they are made again when asked for.
+        """
+        self._needed = frozenset(needed)
+        self._clear(0, ())
+        short, self._short = self._short, False
+        return short
+
+    def remove_debris(self) -> None:
+        """Remove what a killed process left half written; nobody else may be writing."""
+        for path in self._folder.glob(".*"):
+            path.unlink(missing_ok=True)
+
+    # Inside.
+
+    def _path(self, merge: Merge) -> Path:
+        return self._folder / f"{merge.id}.safetensors"
+
+    def _missing(self, wanted: Iterable[Merge]) -> list[Merge]:
+        """What must be made for *wanted* to be there, parents before children."""
+        plan: list[Merge] = []
+        seen: set[str] = set()
+        stack = [(merge, False) for merge in wanted]
+        while stack:
+            merge, expanded = stack.pop()
+            if expanded:
+                plan.append(merge)
+            elif merge.id not in seen and not self._path(merge).exists():
+                seen.add(merge.id)
+                stack.append((merge, True))
+                stack += [(parent, False) for parent in self._parents_of(merge)]
+        return plan
+
+    def _parents_of(self, merge: Merge) -> tuple[Merge, ...]:
+        """The merges that a merge's parents weigh."""
+        if merge.id not in self._parents:
+            parents = [self._genome_of(parent) for parent in merge.parents]
+            self._parents[merge.id] = tuple(m for parent in parents for m in parent.merges)
+        return self._parents[merge.id]
+
+    def _make(self, merge: Merge) -> None:
+        parents = {hash_: self._genome_of(hash_) for hash_ in merge.parents}
+        source = self._source
+        assert source is not None  # a materialiser attaches itself
+        method, slots = find_method(merge.method), source.basis.layout.slots
+        groups = [0] * len(slots)
+        if merge.drawn is not None:
+            groups = source.basis.layout.groups(merge.drawn.per).tolist()
+        temporary = self._folder / f".{merge.id}.{os.getpid()}"
+        digest = hashlib.sha256()
+        metadata = {"merge": merge.text, "digest": "0" * digest.digest_size * 2}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tensor_file(temporary, [slot.name for slot in slots], metadata) as add:
+                for index, slot in enumerate(slots):
+                    base = source.base_weight(index)
+                    of = {
+                        hash_: source.weight(parent, index, dtype=torch.float32)
+                        for hash_, parent in parents.items()
+                    }
+                    with _seeded(merge.seed, index, source.device):
+                        merged = method.merge(
+                            [of[hash_] for hash_ in merge.parents],
+                            base.float(),
+                            merge.parameters_in(groups[index]),
+                            name=slot.name,
+                        )
+                    merged = merged.to("cpu", base.dtype).contiguous()
+                    digest.update(merged.reshape(-1).view(torch.uint8).numpy().data)
+                    add(slot.name, merged)
+                metadata["digest"] = digest.hexdigest()
+            self._compare(merge, metadata["digest"])
+            os.replace(temporary, self._path(merge))
+        except OSError as error:
+            raise RunError(
+                f"cannot be written: {error.strerror}",
+                where=str(self._folder),
+                remedy="free some space and run the same command again",
+            ) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        self._own.add(merge.id)
+
+    def _compare(self, merge: Merge, digest: str) -> None:
+        recorded = self._digest_of(merge.id)
+        if recorded not in (None, digest):
+            raise RunError(
+                f"merge {merge.id[:12]} had been cleared, and comes out different here",
+                where=str(self._folder),
+                remedy="go on with the machine, threads and library versions of the run",
+            )
+
+    def _size(self) -> int:
+        assert self._source is not None
+        slots = enumerate(self._source.basis.layout.slots)
+        return sum(
+            torch.Size(slot.shape).numel() * self._source.base_weight(index).itemsize
+            for index, slot in slots
+        )
+
+    def _clear(self, room: int, in_use: Collection[str]) -> None:
+        """Delete until *room* more bytes fit the budget, or all that is left is in use.
+
+        Before `keep` has said what is needed, only what was made here.
+        """
+        with self._guard:
+            found = []
+            for path in self._folder.glob("*.safetensors"):
+                with suppress(FileNotFoundError):
+                    state = path.stat()
+                    found.append((state.st_mtime_ns, path, state.st_size))
+            total = sum(size for *_, size in found)
+            needed = self._needed
+            free = [
+                (path.stem in (needed or ()), age, path, size)
+                for age, path, size in found
+                if path.stem not in in_use
+                and self._held[path.stem] <= 0
+                and (needed is not None or path.stem in self._own)
+            ]
+            for is_needed, _, path, size in sorted(free):
+                if total + room <= self._budget:
+                    break
+                path.unlink(missing_ok=True)
+                self._short |= is_needed
+                total -= size
+
+
+@contextmanager
+def _seeded(seed: int, slot: int, device: torch.device) -> Iterator[None]:
+    """mergekit draws from torch's global generator: seed it for one slot, then put it back."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(generator(seed, slot, "merge").integers(2**63)))
+        yield
