@@ -36,8 +36,7 @@ from cqd_hub.genome import (
     crossover,
     crossover_weights,
     mutate_expert,
-    open_base,
-    open_expert,
+    open_models,
 )
 from cqd_hub.randomness import generator
 
@@ -199,12 +198,10 @@ def copied_bytes_per_second() -> float:
 
 
 def report(folder: Path, repeats: int) -> None:
-    base = open_base(folder / "base")
-    full = [open_expert(base, folder / f"expert{i}") for i in range(EXPERTS)]
-    lora = {
-        rank: [open_expert(base, folder / f"lora{rank}-{i}") for i in range(EXPERTS)]
-        for rank in (32, 64)
-    }
+    kinds = ("expert", "lora32-", "lora64-")
+    folders = [folder / f"{kind}{i}" for kind in kinds for i in range(EXPERTS)]
+    base, experts = open_models(folder / "base", folders)
+    full, lora = experts[:EXPERTS], {32: experts[EXPERTS:-EXPERTS], 64: experts[-EXPERTS:]}
     cache = folder / "cache"
 
     def basis(experts: list, **options: object) -> Basis:

@@ -96,10 +96,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.fixture(scope="session")
 def basis(models: Models) -> Basis:
     """Of two full fine-tunes and the adapter, at full rank."""
-    from cqd_hub.genome import build_basis, open_base, open_expert
+    from cqd_hub.genome import build_basis, open_models
 
-    base = open_base(models.base)
-    return build_basis(base, [open_expert(base, path) for path in (*models.full[:2], models.lora)])
+    return build_basis(*open_models(models.base, [*models.full[:2], models.lora]))
 
 
 def _save_tokenizer(folder: Path) -> int:

@@ -4,10 +4,10 @@ Needs torch, transformers, safetensors and numpy only. Start with `open_models` 
 """
 
 from cqd_hub.genome.basis import Basis, build_basis
-from cqd_hub.genome.experts import open_base, open_expert, open_models
 from cqd_hub.genome.genome import Genome, combine
 from cqd_hub.genome.layout import Granularity, Layout
 from cqd_hub.genome.materialise import Materialiser
+from cqd_hub.genome.opening import open_models
 from cqd_hub.genome.operators import (
     crossover,
     crossover_weights,
@@ -21,8 +21,6 @@ __all__ = [
     # Base and experts.
     "Basis",
     "build_basis",
-    "open_base",
-    "open_expert",
     "open_models",
     # Individuals.
     "Genome",

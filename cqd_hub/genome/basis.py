@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.experts import Base, Expert
+from cqd_hub.genome.experts import Base, Expert, LowRank
 from cqd_hub.genome.factor import factor
 from cqd_hub.genome.layout import Layout, Slot
 from cqd_hub.genome.store import FactorStore, FactorWriter, cache_folder, check_room, exclusive
@@ -206,7 +206,8 @@ def _add(slot: Slot, expert: Expert, rank: Rank, writer: FactorWriter) -> bool:
         return False
     if not slot.is_matrix:
         return isinstance(delta, torch.Tensor) and bool(delta.any())
-    product, energy, kept = factor(delta, rank)
+    # Factors are exact as they are, and cost nothing to keep.
+    product, energy, kept = factor(delta, "full" if isinstance(delta, LowRank) else rank)
     writer.add(slot.name, product if energy > 0 else None, kept / energy if energy > 0 else 1.0)
     return energy > 0
 

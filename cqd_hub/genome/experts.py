@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.architecture import Architecture
 from cqd_hub.genome.checkpoint import Checkpoint
 from cqd_hub.genome.layout import Slot
 from cqd_hub.genome.slots import Inventory, Renamed, Stored
-from cqd_hub.genome.store import cache_folder
-from cqd_hub.genome.vocabulary import Donor, Vocabulary, common_vocabulary
+from cqd_hub.genome.vocabulary import Vocabulary
 
 Form = Literal["dense", "factors"]
-_OTHER_BASE = "use experts fine-tuned from this base"
-_QUANTISED = ("quantization_config", "compression_config")
 
 
 class LowRank(NamedTuple):
@@ -189,6 +185,8 @@ class FullExpert:
         own = self.reader.read(slot)
         if len(own) == slot.shape[0]:
             return own
+        if self.base.vocabulary is None:
+            raise ValueError(f"{slot.name} has {len(own)} rows: open it with `open_models`")
         if len(own) > slot.shape[0]:
             return own[: slot.shape[0]]
         return torch.cat([own, self.base.weight(slot)[len(own) :].to(own)])
@@ -222,142 +220,9 @@ class FullExpert:
         return Renamed(self.base.stored, self.stored)
 
 
-def open_base(path: Path) -> Base:
-    """Open a base model folder.
-
-    Raises:
-        UserError: Missing, pickled, damaged or quantised.
-    """
-    checkpoint = Checkpoint(path)
-    refuse_quantised(checkpoint.config, path)
-    _ = checkpoint.headers
-    return Base(Stored(checkpoint, Architecture.of(path)))
-
-
-def open_expert(
-    base: Base,
-    path: Path,
-    *,
-    cache: Path | None = None,
-    note: Callable[[str], None] = lambda line: None,
-) -> Expert:
-    """Open an expert and check from configs and headers that it is one of *base*.
-
-    Args:
-        base: The ancestor.
-        path: A model or adapter folder.
-        cache: Where adapters that are no plain product are folded into checkpoints; see
-            `cqd_hub.genome.store.cache_folder`.
-        note: Called with a line for what takes time or is left out.
-
-    Raises:
-        UserError: Not an expert of this base: architecture, shapes, missing tensors; or an adapter
-            that cannot be merged.
-    """
-    if (path / "adapter_config.json").exists():
-        from cqd_hub.genome.adapters import open_adapter
-
-        return open_adapter(base, path, cache=cache or cache_folder(), note=note)
-    return open_full(base, path)
-
-
-def open_models(
-    base: Path,
-    experts: Sequence[Path],
-    *,
-    cache: Path | None = None,
-    note: Callable[[str], None] = lambda line: None,
-) -> tuple[Base, list[Expert]]:
-    """Open a base and its experts, and bring their vocabularies to one length.
-
-    Raises:
-        UserError: See `open_base`, `open_expert` and `common_vocabulary`.
-    """
-    ancestor = open_base(base)
-    opened = [open_expert(ancestor, path, cache=cache, note=note) for path in experts]
-    ends = ancestor.vocabulary_slots
-    donors = [
-        Donor(expert.path, rows, expert.stored_rows, expert.content_hash)
-        for expert in opened
-        if (rows := {slot.name: n for slot in ends if (n := expert.rows(slot)) is not None})
-    ]
-    own = {slot.name: slot.shape[0] for slot in ends}
-    vocabulary = common_vocabulary(base, own, donors, note)
-    if vocabulary is None:
-        return ancestor, opened
-    ancestor = replace(ancestor, vocabulary=vocabulary)
-    return ancestor, [replace(expert, base=ancestor) for expert in opened]  # type: ignore[type-var]
-
-
-def open_full(base: Base, path: Path) -> FullExpert:
-    """Open a full fine-tune; see `open_expert`."""
-    checkpoint = Checkpoint(path)
-    config, theirs = checkpoint.config, base.checkpoint.config
-    refuse_quantised(config, path)
-    for key in ("architectures", "model_type"):
-        if config.get(key) != theirs.get(key):
-            raise UserError(
-                f"{key} is {config.get(key)}, the base {base.checkpoint.path} has "
-                f"{theirs.get(key)}",
-                where=str(path),
-                remedy=_OTHER_BASE,
-            )
-    expert = FullExpert(base, Stored(checkpoint, base.stored.architecture))
-    _check_names(expert)
-    _check_shapes(expert)
-    return expert
-
-
-def _check_names(expert: FullExpert) -> None:
-    base, own = expert.base, expert.stored
-    needed = base.inventory.slots
-    missing = expert.reader.missing(needed)
-    known = {slot.tensor for slot in needed} | {*base.inventory.aliases, *base.inventory.carried}
-    parameters = {place.parameter for place in base.stored.places.values()}
-    surplus = sorted(
-        name
-        for name in own.inventory().names
-        if name not in known
-        and (name not in own.places or own.places[name].parameter not in parameters)
-    )
-    if missing or surplus:
-        owner, names = ("it", missing) if missing else ("the base", surplus)
-        raise UserError(
-            f"{owner} has no tensor {names[0]} ({len(missing) + len(surplus)} differ)",
-            where=str(expert.path),
-            remedy=_OTHER_BASE,
-        )
-
-
-def _check_shapes(expert: FullExpert) -> None:
-    ends = {slot.name for slot in expert.base.vocabulary_slots}
-    headers = expert.stored.checkpoint.headers
-    for slot in expert.base.inventory.slots:
-        if slot.tensor not in headers:
-            continue  # under another name: of this architecture, whose shapes its config gives
-        mine, theirs = headers[slot.tensor].shape, expert.base.checkpoint.headers[slot.tensor].shape
-        if mine != theirs and (slot.name not in ends or mine[1:] != theirs[1:]):
-            raise UserError(
-                f"{slot.tensor} has shape {list(mine)}, the base's is {list(theirs)}",
-                where=str(expert.path),
-                remedy=_OTHER_BASE,
-            )
-
-
 def is_adapter(expert: Expert) -> bool:
     """Whether an expert was given as a PEFT adapter."""
     return (expert.path / "adapter_config.json").exists()
-
-
-def refuse_quantised(config: dict[str, Any], path: Path) -> None:
-    """Raise a `UserError` if a config says that the weights are quantised."""
-    for key in _QUANTISED:
-        if config.get(key):
-            raise UserError(
-                "is quantised; its weights cannot be merged",
-                where=str(path),
-                remedy="use the unquantised original",
-            )
 
 
 def blocks(shape: tuple[int, ...], elements: int = 1 << 22) -> Iterator[slice]:

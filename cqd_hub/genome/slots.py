@@ -87,7 +87,10 @@ class Stored:
     def _slots(self, name: str) -> Iterator[Slot]:
         shape = self.checkpoint.headers[name].shape
         kind = self._kind(name, shape)
-        if kind == "vector":
+        if len(shape) == 2 and name.endswith("bias"):  # of a stack of matrices
+            for index in range(shape[0]):
+                yield Slot(f"{name}[{index}]", shape[1:], "vector", name, index)
+        elif kind == "vector":
             yield Slot(name, (torch.Size(shape).numel(),), kind, name)
         elif kind == "convolution" or len(shape) == 2:
             yield Slot(name, (shape[0], torch.Size(shape[1:]).numel()), kind, name)

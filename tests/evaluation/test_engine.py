@@ -24,7 +24,7 @@ from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine import Candidate, Generate, LogLikelihood, Reply, Request
 from cqd_hub.evaluation.engine._decoding import StopWords, generate, log_likelihoods
 from cqd_hub.evaluation.engine.sequential import SequentialEngine
-from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, open_base, open_expert
+from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, open_models
 
 PROMPTS = (
     "the quick brown fox",
@@ -494,8 +494,7 @@ def test_a_base_without_tokenizer_or_with_missing_weights_is_refused(
         tensors = load_file(expert / "model.safetensors")
         moved = {key: tensor + 0.1 for key, tensor in tensors.items()}
         save_file(moved, expert / "model.safetensors", metadata={"format": "pt"})
-        base = open_base(folder)
-        wrong = build_basis(base, [open_expert(base, expert)], cache=tmp_path / "cache")
+        wrong = build_basis(*open_models(folder, [expert]), cache=tmp_path / "cache")
         with pytest.raises(UserError, match=says):
             make(wrong)
 

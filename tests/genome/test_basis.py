@@ -137,10 +137,9 @@ HASHES = """
 import sys
 from pathlib import Path
 import numpy as np
-from cqd_hub.genome import Genome, build_basis, mutate_child, open_base, open_expert
-base = open_base(Path(sys.argv[1]))
-experts = [open_expert(base, Path(path)) for path in sys.argv[3:]]
-basis = build_basis(base, experts, cache=Path(sys.argv[2]))
+from cqd_hub.genome import Genome, build_basis, mutate_child, open_models
+models = open_models(Path(sys.argv[1]), [Path(path) for path in sys.argv[3:]])
+basis = build_basis(*models, cache=Path(sys.argv[2]))
 genome = Genome.of_expert(basis.hash, basis.layout, 0)
 genome = mutate_child(genome, np.random.default_rng(0), basis=basis, w_max=0.3)
 print(basis.hash, genome.hash, Genome.from_bytes(genome.to_bytes()).hash)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from cqd_hub.genome import Basis, build_basis, open_base, open_expert
+from cqd_hub.genome import Basis, build_basis, open_models
 
 SHAPE = {
     "vocab_size": 64,
@@ -88,8 +88,7 @@ def weights(folder: Path, base: Path) -> dict[str, torch.Tensor]:
 
 
 def basis_of(base: Path, experts: list[Path], cache: Path, **options: Any) -> Basis:
-    opened = open_base(base)
-    return build_basis(opened, [open_expert(opened, p) for p in experts], cache=cache, **options)
+    return build_basis(*open_models(base, experts, cache=cache), cache=cache, **options)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

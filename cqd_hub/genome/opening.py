@@ -1,0 +1,137 @@
+"""Opening base and experts: everything that headers, configs and tokenizers can refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cqd_hub.errors import UserError
+from cqd_hub.genome.adapters import open_adapter
+from cqd_hub.genome.architecture import Architecture
+from cqd_hub.genome.checkpoint import Checkpoint
+from cqd_hub.genome.experts import Base, Expert, FullExpert
+from cqd_hub.genome.slots import Stored
+from cqd_hub.genome.store import cache_folder
+from cqd_hub.genome.vocabulary import Donor, common_vocabulary
+
+_OTHER_BASE = "use experts fine-tuned from this base"
+_QUANTISED = ("quantization_config", "compression_config")
+
+
+def open_models(
+    base: Path,
+    experts: Sequence[Path],
+    *,
+    cache: Path | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> tuple[Base, list[Expert]]:
+    """Open a base and its experts, and bring their vocabularies to one length.
+
+    Args:
+        base: A model folder.
+        experts: Folders of full fine-tunes and PEFT adapters, in any mixture.
+        cache: Where adapters that are no plain product are folded into checkpoints; `cache_folder`
+            unless given.
+        note: Called with a line for what takes time, is filled up or left out.
+
+    Raises:
+        UserError: Missing, pickled, damaged or quantised; or not an expert of this base:
+            architecture, shapes, vocabulary, missing tensors; or an adapter that cannot be merged.
+    """
+    ancestor = open_base(base)
+    cache = cache or cache_folder()
+    opened = [_open_expert(ancestor, path, cache, note) for path in experts]
+    ends = ancestor.vocabulary_slots
+    donors = [
+        Donor(expert.path, rows, expert.stored_rows, expert.content_hash)
+        for expert in opened
+        if (rows := {slot.name: n for slot in ends if (n := expert.rows(slot)) is not None})
+    ]
+    own = {slot.name: slot.shape[0] for slot in ends}
+    vocabulary = common_vocabulary(base, own, donors, note)
+    if vocabulary is None:
+        return ancestor, opened
+    ancestor = replace(ancestor, vocabulary=vocabulary)
+    return ancestor, [replace(expert, base=ancestor) for expert in opened]  # type: ignore[type-var]
+
+
+def open_base(path: Path) -> Base:
+    """Open a base alone; see `open_models`."""
+    checkpoint = Checkpoint(path)
+    _refuse_quantised(checkpoint.config, path)
+    _ = checkpoint.headers
+    return Base(Stored(checkpoint, Architecture.of(path)))
+
+
+def _open_expert(base: Base, path: Path, cache: Path, note: Callable[[str], None]) -> Expert:
+    if (path / "adapter_config.json").exists():
+        return open_adapter(base, path, cache=cache, note=note)
+    return open_full(base, path)
+
+
+def open_full(base: Base, path: Path) -> FullExpert:
+    """Open a full fine-tune; see `open_models`."""
+    checkpoint = Checkpoint(path)
+    config, theirs = checkpoint.config, base.checkpoint.config
+    _refuse_quantised(config, path)
+    for key in ("architectures", "model_type"):
+        if config.get(key) != theirs.get(key):
+            raise UserError(
+                f"{key} is {config.get(key)}, the base {base.checkpoint.path} has "
+                f"{theirs.get(key)}",
+                where=str(path),
+                remedy=_OTHER_BASE,
+            )
+    expert = FullExpert(base, Stored(checkpoint, base.stored.architecture))
+    _check_names(expert)
+    _check_shapes(expert)
+    return expert
+
+
+def _check_names(expert: FullExpert) -> None:
+    base, own = expert.base, expert.stored
+    needed = base.inventory.slots
+    missing = expert.reader.missing(needed)
+    known = {slot.tensor for slot in needed} | {*base.inventory.aliases, *base.inventory.carried}
+    parameters = {place.parameter for place in base.stored.places.values()}
+    surplus = sorted(
+        name
+        for name in own.inventory().names
+        if name not in known
+        and (name not in own.places or own.places[name].parameter not in parameters)
+    )
+    if missing or surplus:
+        owner, names = ("it", missing) if missing else ("the base", surplus)
+        raise UserError(
+            f"{owner} has no tensor {names[0]} ({len(missing) + len(surplus)} differ)",
+            where=str(expert.path),
+            remedy=_OTHER_BASE,
+        )
+
+
+def _check_shapes(expert: FullExpert) -> None:
+    ends = {slot.name for slot in expert.base.vocabulary_slots}
+    headers = expert.stored.checkpoint.headers
+    for slot in expert.base.inventory.slots:
+        if slot.tensor not in headers:
+            continue  # under another name: of this architecture, whose shapes its config gives
+        mine, theirs = headers[slot.tensor].shape, expert.base.checkpoint.headers[slot.tensor].shape
+        if mine != theirs and (slot.name not in ends or mine[1:] != theirs[1:]):
+            raise UserError(
+                f"{slot.tensor} has shape {list(mine)}, the base's is {list(theirs)}",
+                where=str(expert.path),
+                remedy=_OTHER_BASE,
+            )
+
+
+def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
+    """Raise a `UserError` if a config says that the weights are quantised."""
+    for key in _QUANTISED:
+        if config.get(key):
+            raise UserError(
+                "is quantised; its weights cannot be merged",
+                where=str(path),
+                remedy="use the unquantised original",
+            )
