@@ -25,11 +25,11 @@ from cqd_hub.genome import (
     mutate_gaussian,
 )
 from cqd_hub.genome.export import (
-    crossover_yaml,
     export_adapter,
     export_checkpoint,
     export_mergekit,
 )
+from cqd_hub.genome.export.mergekit_yaml import arithmetic
 from tests.genome.tiny_models import basis_of, edit_json, load, make_base, make_lora
 
 PROMPT = torch.arange(2, 30)[None]
@@ -198,20 +198,6 @@ def test_truncated_adapter_states_its_error(family: Any, tmp_path: Path) -> None
             assert mine <= 1.05 * s[rank:].norm() + 0.01 * s.norm()
 
 
-def test_norms_left_out_are_counted(family: Any, tmp_path: Path) -> None:
-    made = family()
-    basis = basis_of(made.base, made.full[:2], tmp_path / "cache")
-    genome, out = mutant(basis), tmp_path / "out"
-    written = export_adapter(genome, basis, out, base_name=str(made.base), vectors=False)
-    state = Materialiser(basis).state(genome)
-    base = Materialiser(basis).state(Genome.of_base(basis.hash, basis.layout))
-    square = {name: float((state[name] - base[name]).square().sum()) for name in state}
-    norms = sum(square[name] for name in state if "norm" in name)
-    assert written.relative_error == pytest.approx((norms / sum(square.values())) ** 0.5, rel=1e-4)
-    assert json.loads((out / "adapter_config.json").read_text())["modules_to_save"] is None
-    assert not [name for name in load_file(out / "adapter_model.safetensors") if "norm" in name]
-
-
 def test_adapter_of_the_base_is_refused(family: Any, tmp_path: Path) -> None:
     made = family()
     basis = basis_of(made.base, made.lora[:2], tmp_path / "cache")
@@ -298,36 +284,12 @@ def test_pure_crossover_needs_no_adapter(family: Any, tmp_path: Path) -> None:
     assert "filter" not in recipe.read_text()
 
 
-def test_child_crossover_as_a_recipe_of_its_parents(family: Any, tmp_path: Path) -> None:
-    made = family()
-    basis = basis_of(made.base, made.full[:2], tmp_path / "cache", rank=6)
-    materialiser = Materialiser(basis)
-    rng = np.random.default_rng(0)
-    parents, folders = [], []
-    for e in range(2):
-        parent = Genome.of_expert(basis.hash, basis.layout, e)
-        parents.append(mutate_expert(parent, rng, basis=basis, expert=e, w_max=0.3))
-        folders.append(str(tmp_path / f"parent{e}"))
-        export_checkpoint(parents[e], materialiser, Path(folders[e]), dtype="float32")
-    groups = basis.layout.groups("layer")
-    shares = crossover_weights(rng, groups=groups, mean=1.0, deviation=0.3)
-    text = crossover_yaml(
-        basis.layout, base=str(made.base), parents=folders, shares=shares, out_dtype="float32"
-    )
-    assert text.count("filter") < 2 * len(basis.layout.slots) / 3  # layers, not tensors
-    (tmp_path / "crossover.yml").write_text(text)
-    state = merged(tmp_path / "crossover.yml", tmp_path)
-    child = crossover(parents, shares, basis)
-    for name, tensor in materialiser.state(child).items():
-        assert distance(state[name], tensor) <= 5e-7, name
-
-
-def test_tiny_weights_are_yaml_numbers(family: Any, tmp_path: Path) -> None:
+def test_tiny_weights_are_yaml_numbers() -> None:
     yaml = pytest.importorskip("yaml")
-    layout = basis_of(family().base, family().lora[:1], tmp_path).layout
-    text = crossover_yaml(layout, base="b", parents=["p", "q"], shares=np.array([1e-05, 1 - 1e-5]))
-    weights = [model["parameters"]["weight"] for model in yaml.safe_load(text)["models"]]
-    assert weights == [1e-05, 1 - 1e-5]
+    weights = [("p", np.array([1e-05])), ("q", np.array([1 - 1e-5]))]
+    text = arithmetic(["layers.0.weight"], base="b", weights=weights, out_dtype="float32")
+    read = [model["parameters"]["weight"] for model in yaml.safe_load(text)["models"]]
+    assert read == [1e-05, 1 - 1e-5]
 
 
 @pytest.mark.parametrize(("sign", "what"), [("+", "an adapter"), ("@", "a revision")])

@@ -1,14 +1,16 @@
-"""Individuals as others read them: checkpoint folder, PEFT adapter, mergekit recipe."""
+"""Individuals as others read them: checkpoint, PEFT adapter, mergekit recipe, GGUF file."""
 
 from cqd_hub.genome.export.adapter import AdapterExport, export_adapter
 from cqd_hub.genome.export.checkpoint import export_checkpoint
-from cqd_hub.genome.export.mergekit import collapsed_yaml, crossover_yaml, export_mergekit
+from cqd_hub.genome.export.gguf import export_gguf, find_converter, gguf_command
+from cqd_hub.genome.export.mergekit import export_mergekit
 
 __all__ = [
     "AdapterExport",
-    "collapsed_yaml",
-    "crossover_yaml",
     "export_adapter",
     "export_checkpoint",
+    "export_gguf",
     "export_mergekit",
+    "find_converter",
+    "gguf_command",
 ]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
-from cqd_hub.errors import UserError
+from cqd_hub.errors import RunError, UserError
+from cqd_hub.genome.basis import Basis
+from cqd_hub.genome.checkpoint import Checkpoint
 from cqd_hub.genome.export.output import output_folder
+from cqd_hub.genome.export.stream import CODES, Add, tensor_file
 from cqd_hub.genome.genome import Genome
+from cqd_hub.genome.layout import Slot
 from cqd_hub.genome.materialise import Materialiser
 
-# What a model folder holds beside weights and config.
-_COMPANIONS = (
+Dtype = Literal["bfloat16", "float16", "float32"]
+Weights = Callable[[int, torch.dtype], torch.Tensor]  # slot number, dtype → its weights
+_TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -26,11 +31,25 @@ _COMPANIONS = (
     "*.tiktoken",
     "chat_template*",
     "additional_chat_templates/*",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
 )
+# What a model folder holds beside weights and config.
+_COMPANIONS = (*_TOKENIZER, "generation_config.json", "LICENSE*", "NOTICE*")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
+
+
+class Part(NamedTuple):
+    """One stored tensor of an export: put together from *slots*, or the base's own if empty."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    slots: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Its size on disk."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 def export_checkpoint(
@@ -38,58 +57,154 @@ def export_checkpoint(
     materialiser: Materialiser,
     out: Path,
     *,
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+    dtype: Dtype | None = None,
     shard_size: str = "5GB",
 ) -> int:
     """Write the individual as a folder that ``from_pretrained`` loads, tokenizer included.
 
+    It holds exactly the tensors that the base stores, under the names it stores them. One tensor is
+    in memory at a time. A killed export goes on where it was when the same one is asked for again.
+
     Args:
         out: A folder that does not exist yet.
-        dtype: Of every tensor; the base's own unless given.
+        dtype: Of every weight; each as in the base unless given.
         shard_size: Largest safetensors file, in KB, MB or GB.
 
     Returns:
-        Bytes of weights written.
+        Bytes of weights.
 
     Raises:
         UserError: *out* exists or is not writable; *shard_size* is not a size.
         RunError: Not enough space. Nothing is left behind.
     """
-    base = materialiser.basis.base.checkpoint
-    wanted = getattr(torch, dtype) if dtype else None
-    slots = materialiser.basis.layout.slots
-    kinds = [wanted or materialiser.base_dtype(index) for index in range(len(slots))]
-    sizes = [
-        torch.Size(slot.shape).numel() * kind.itemsize
-        for slot, kind in zip(slots, kinds, strict=True)
-    ]
-    shards = _shards(sizes, _bytes(shard_size))
-    with output_folder(out, needed=sum(sizes)) as folder:
+    model = ModelFiles(materialiser.basis, dtype=dtype, shard_size=shard_size)
+    key = {"form": "checkpoint", "genome": genome.hash, **model.key}
+    with output_folder(out, needed=model.bytes, key=key) as folder:
+        model.write(folder, individual(genome, materialiser))
+    return model.bytes
+
+
+def individual(genome: Genome, materialiser: Materialiser) -> Weights:
+    """What `ModelFiles` writes for an individual."""
+
+    def weight(slot: int, dtype: torch.dtype) -> torch.Tensor:
+        return materialiser.weight(genome, slot, dtype=dtype)
+
+    return weight
+
+
+class ModelFiles:
+    """The files of a checkpoint with the base's tensors, before any of them is written.
+
+    Args:
+        basis: Names the tensors.
+        dtype: Of every weight; each as in the base unless given.
+        shard_size: Largest safetensors file, in KB, MB or GB.
+
+    Raises:
+        UserError: *shard_size* is not a size.
+    """
+
+    def __init__(
+        self,
+        basis: Basis,
+        *,
+        dtype: Dtype | None = None,
+        shard_size: str = "5GB",
+    ) -> None:
+        self._basis, self._dtype, self._shard_size = basis, dtype, shard_size
+        self.parts = stored_parts(basis, dtype)
+        self._shards = _shards(self.parts, _bytes(shard_size))
+        self.bytes = sum(part.bytes for part in self.parts)
+
+    @property
+    def key(self) -> dict[str, object]:
+        """What decides the bytes of every file, beside the individual."""
+        return {
+            "basis": self._basis.hash,
+            "dtype": self._dtype,
+            "shard_size": self._shard_size,
+        }
+
+    def write(self, folder: Path, weight: Weights) -> None:
+        """Write them into *folder*; a shard that is there already is complete and stays.
+
+        Args:
+            folder: Exists.
+            weight: Makes one slot's weights.
+
+        Raises:
+            RunError: The tensors written are not those the base stores.
+        """
         places: dict[str, str] = {}
-        for number, members in enumerate(shards, 1):
+        for number, parts in enumerate(self._shards, 1):
             file = "model.safetensors"
-            if len(shards) > 1:
-                file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            tensors = {
-                slots[i].name: materialiser.weight(genome, i, dtype=kinds[i]).cpu() for i in members
-            }
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-            places |= dict.fromkeys(tensors, file)
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": sum(sizes)}, "weight_map": places}
+            if len(self._shards) > 1:
+                file = f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
+            if not (folder / file).exists():
+                with tensor_file(folder / file, [part.name for part in parts]) as add:
+                    for part in sorted(parts, key=lambda part: -part.dtype.itemsize):
+                        self._add(add, weight, part)
+            places |= dict.fromkeys((part.name for part in parts), file)
+        if len(self._shards) > 1:
+            index = {"metadata": {"total_size": self.bytes}, "weight_map": places}
             _write_json(folder / "model.safetensors.index.json", index)
-        config = dict(base.config)
-        if dtype:
-            keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-            config |= dict.fromkeys(keys, dtype)
-        _write_json(folder / "config.json", config)
-        copy_companions(base.path, folder)
-    return sum(sizes)
+        base = self._basis.base
+        config = base.checkpoint.config
+        if self._dtype:
+            config = _with_dtype(config, self._dtype)
+        _write_json(folder / "config.json", _with_rows(config, _vocabulary_rows(base)))
+        copy_companions(base.checkpoint.path, folder)
+        if base.tokenizer != base.checkpoint.path:
+            copy_companions(base.tokenizer, folder, patterns=_TOKENIZER)
+        self._compare(folder)
+
+    def _add(self, add: Add, weight: Weights, part: Part) -> None:
+        if not part.slots:
+            add(part.name, self._basis.base.checkpoint.tensor(part.name))
+            return
+        out = torch.empty(part.shape, dtype=part.dtype)
+        stack = out if _stacked(self._basis, part) else out[None]
+        for index, matrix in zip(part.slots, stack, strict=True):
+            matrix.copy_(weight(index, part.dtype).reshape(matrix.shape))
+        add(part.name, out)
+
+    def _compare(self, folder: Path) -> None:
+        base = self._basis.base.checkpoint.headers
+        written = Checkpoint(folder).headers
+        wanted = {part.name: part.shape for part in self.parts}
+        if different := sorted(base.keys() ^ written.keys()) or sorted(
+            name for name, header in written.items() if header.shape != wanted[name]
+        ):
+            raise RunError(
+                f"{different[0]} does not come out as the base stores it ({len(different)} differ)",
+                where=str(folder),
+                remedy="please report this model's architecture",
+            )
 
 
-def copy_companions(source: Path, target: Path) -> None:
+def stored_parts(basis: Basis, dtype: Dtype | None = None) -> list[Part]:
+    """Every tensor of a checkpoint, by name: slots put together, tied copies, what is no weight."""
+    headers = basis.base.checkpoint.headers
+    slots: dict[str, list[int]] = {}
+    for index, slot in enumerate(basis.layout.slots):
+        slots.setdefault(slot.tensor, []).append(index)
+    for alias, source in basis.base.inventory.aliases.items():
+        slots[alias] = slots[source]
+    parts = []
+    for name, header in sorted(headers.items()):
+        members = sorted(slots.get(name, []), key=lambda i: basis.layout.slots[i].index or 0)
+        shape, kind = header.shape, _DTYPES[header.dtype]
+        if members:
+            kind = getattr(torch, dtype) if dtype else kind
+            shape = _shape(basis.layout.slots[members[0]], shape)
+        parts.append(Part(name, shape, kind, tuple(members)))
+    return parts
+
+
+def copy_companions(source: Path, target: Path, *, patterns: Sequence[str] = _COMPANIONS) -> None:
     """Copy tokenizer, chat template, generation config and licence of a model folder."""
-    for pattern in _COMPANIONS:
+    for pattern in patterns:
         for file in source.glob(pattern):
             if file.is_file():
                 place = target / file.relative_to(source)
@@ -97,15 +212,56 @@ def copy_companions(source: Path, target: Path) -> None:
                 shutil.copyfile(file, place)
 
 
-def _shards(sizes: list[int], limit: int) -> list[list[int]]:
-    shards: list[list[int]] = [[]]
+def _stacked(basis: Basis, part: Part) -> bool:
+    return basis.layout.slots[part.slots[0]].index is not None
+
+
+def _shape(slot: Slot, stored: tuple[int, ...]) -> tuple[int, ...]:
+    """As stored, with the rows of a vocabulary that experts have made longer."""
+    whole = slot.index is not None or torch.Size(slot.shape).numel() == torch.Size(stored).numel()
+    return stored if whole else (slot.shape[0], *stored[1:])
+
+
+def _vocabulary_rows(base: Any) -> int | None:
+    return base.vocabulary.rows if base.vocabulary else None
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config, and those inside it that name one, with another dtype."""
+    changed = {
+        key: _with_dtype(value, dtype) if _names_dtype(value) else value
+        for key, value in config.items()
+    }
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    return changed | dict.fromkeys(keys, dtype)
+
+
+def _names_dtype(value: object) -> bool:
+    return isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value)
+
+
+def _with_rows(config: dict[str, Any], rows: int | None) -> dict[str, Any]:
+    if rows is None:
+        return config
+    return {
+        key: rows
+        if key == "vocab_size"
+        else _with_rows(value, rows)
+        if isinstance(value, dict) and "vocab_size" in value
+        else value
+        for key, value in config.items()
+    }
+
+
+def _shards(parts: Sequence[Part], limit: int) -> list[list[Part]]:
+    shards: list[list[Part]] = [[]]
     used = 0
-    for index, size in enumerate(sizes):
-        if shards[-1] and used + size > limit:
+    for part in parts:
+        if shards[-1] and used + part.bytes > limit:
             shards.append([])
             used = 0
-        shards[-1].append(index)
-        used += size
+        shards[-1].append(part)
+        used += part.bytes
     return shards
 
 

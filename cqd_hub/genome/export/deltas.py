@@ -3,65 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from cqd_hub.genome.basis import Basis
 from cqd_hub.genome.experts import LowRank
-from cqd_hub.genome.factor import factor
 from cqd_hub.genome.genome import Genome
 from cqd_hub.genome.materialise import normal
+from cqd_hub.genome.merge.record import Merge
 from cqd_hub.genome.operators import child_core
 from cqd_hub.genome.scales import Scales
+
+if TYPE_CHECKING:
+    from cqd_hub.genome.merge.store import MergeStore
+
+
+def expert_shares(genome: Genome, basis: Basis) -> np.ndarray:
+    """``[slots, experts]``: the multiple of each whole expert that is nearest to the individual."""
+    return Scales(basis, whole="all", centred=True).split(genome)[0]
 
 
 class Deltas:
     """The individual minus the base, optionally minus a weighted sum of whole experts as well.
 
     Args:
-        beside_experts: Take out Σ_e ``weights[slot, e]``·τ_e, leaving only what no weighted sum of
-            experts can express.
-
-    Attributes:
-        weights: ``[slots, experts]`` of the experts taken out; zeros unless asked for.
+        merges: Where the merges are that the genome weighs.
+        without: ``[slots, experts]``: take out Σ_e ``without[slot, e]``·τ_e. Near `expert_shares`
+            little is left; in slots with a core it must be 0.
     """
 
-    def __init__(self, genome: Genome, basis: Basis, *, beside_experts: bool = False) -> None:
-        self.genome, self.basis = genome, basis
-        scales = Scales(
-            basis,
-            whole="all" if beside_experts else "none",
-            centred=beside_experts,
-        )
+    def __init__(
+        self,
+        genome: Genome,
+        basis: Basis,
+        *,
+        merges: MergeStore | None = None,
+        without: np.ndarray | None = None,
+    ) -> None:
+        self.genome, self.basis, self._merges = genome, basis, merges
+        apart = without is not None
+        scales = Scales(basis, whole="all" if apart else "none", centred=apart)
         shared, self._own = scales.split(genome)
         self._stack = scales.stack
-        self.weights = shared if beside_experts else np.zeros_like(shared)
-        self._shared = np.zeros_like(shared) if beside_experts else shared
+        self._shared = shared if without is None else shared - without
+        if apart:
+            self._scale_factors()
 
-    def matrices(self) -> Iterator[tuple[int, LowRank]]:
-        """Yield every matrix slot that differs, with exact factors.
+    def _scale_factors(self) -> None:
+        """Put what is left of experts given as factors on their own directions."""
+        for row in self.basis.layout.segments:
+            for place in row:
+                left = self._shared[place.slot, place.expert]
+                if left and not self.basis.is_dense(place.slot, place.expert):
+                    self._own[place.start : place.start + place.rank] += np.float32(left)
+                    self._shared[place.slot, place.expert] = 0.0
+
+    def delta(self, index: int) -> torch.Tensor | None:
+        """One slot's difference in fp32, or None if there is none."""
+        product, dense = self._low_rank(index), self._dense(index)
+        if product is None:
+            return dense
+        whole = product.up @ product.down
+        return whole if dense is None else dense.add_(whole)
+
+    def differing(self) -> list[int]:
+        """Slots that differ (or may, by an amount that rounds to nothing)."""
+        return [
+            index
+            for index, slot in enumerate(self.basis.layout.slots)
+            if slot.name in self.genome.cores
+            or self._own[self._stack[index]].any()
+            or self._shared[index].any()
+            or any(spread[index] for spread in self.genome.noise.values())
+            or any(weights[index] for weights in self.genome.merges.values())
+        ]
+
+    def matrix(self, index: int) -> LowRank | None:
+        """One matrix slot's difference as exact factors, or None if there is none.
 
         A delta that is dense, or of more rank than the matrix has, comes as itself times the
         identity: no larger than any other exact pair, and nothing has to be decomposed.
         """
+        product, dense = self._low_rank(index), self._dense(index)
+        shape = self.basis.layout.slots[index].shape
+        if product is not None and (dense is not None or product.up.shape[1] >= min(shape)):
+            whole = product.up @ product.down
+            product, dense = None, whole if dense is None else dense + whole
+        if dense is None:
+            return product
+        rows, columns = dense.shape
+        if rows >= columns:
+            return LowRank(dense, torch.eye(columns))
+        return LowRank(torch.eye(rows), dense)
+
+    def matrices(self) -> Iterator[tuple[int, LowRank]]:
+        """Yield every matrix slot that differs; see `matrix`."""
         for index, slot in enumerate(self.basis.layout.slots):
-            if not slot.is_matrix:
-                continue
-            product, dense = self._low_rank(index), self._dense(index)
-            if product is not None and (
-                dense is not None or product.up.shape[1] >= min(slot.shape)
-            ):
-                whole = product.up @ product.down
-                product, dense = None, whole if dense is None else dense + whole
-            if dense is not None:
-                rows, columns = dense.shape
-                tall = rows >= columns
-                yield (
-                    index,
-                    LowRank(*(dense, torch.eye(columns)) if tall else (torch.eye(rows), dense)),
-                )
-            elif product is not None:
+            if slot.is_matrix and (product := self.matrix(index)) is not None:
                 yield index, product
 
     def vectors(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -95,13 +135,14 @@ class Deltas:
         for seed, spread in self.genome.noise.items():
             if spread[index]:
                 parts.append(normal(seed, index, slot.shape) * float(spread[index]))
+        for merge, weights in self.genome.merges.items():
+            if weights[index]:
+                parts.append(self._merged(merge, index) * float(weights[index]))
         return torch.stack(parts).sum(0) if parts else None
 
-
-def truncated(product: LowRank, rank: int) -> LowRank:
-    """The best approximation of at most *rank*; *product* itself if it has no more."""
-    inner = product.up.shape[1]
-    if inner <= rank:
-        return product
-    exact = inner < min(product.up.shape[0], product.down.shape[1])
-    return LowRank(*factor(product if exact else product.up @ product.down, rank)[0])
+    def _merged(self, merge: Merge, index: int) -> torch.Tensor:
+        """A merge's difference from the base."""
+        if self._merges is None:
+            raise ValueError("a genome that weighs merges needs the store that keeps them")
+        slot = self.basis.layout.slots[index]
+        return self._merges.tensor(merge, slot.name).float() - self.basis.base.weight(slot).float()

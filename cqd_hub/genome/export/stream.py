@@ -58,7 +58,7 @@ def tensor_file(
         def add(name: str, tensor: torch.Tensor) -> None:
             begin = file.tell() - 8 - room
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            file.write(memoryview(flat.numpy()))
+            file.write(flat.numpy().data)
             header[name] = {
                 "dtype": CODES[tensor.dtype],
                 "shape": list(tensor.shape),
