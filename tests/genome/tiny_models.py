@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,10 @@ def basis_of(base: Path, experts: list[Path], cache: Path, **options: Any) -> Ba
 
 def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop(*names: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {n: t for n, t in tensors.items() if n not in names}
 
 
 def edit_tensors(path: Path, change: Any) -> None:
