@@ -37,12 +37,16 @@ class Family(NamedTuple):
         config: Class name of its configuration.
         settings: Of the tiny model.
         special: What its weights have that others do not.
+        adapter: Whether a LoRA adapter can carry all of an individual.
+        mergekit: Whether mergekit can merge it.
     """
 
     label: str
     config: str
     settings: dict[str, Any]
     special: str = ""
+    adapter: bool = True
+    mergekit: bool = True
 
 
 FAMILIES = {
@@ -55,24 +59,34 @@ FAMILIES = {
         "Qwen3MoeConfig",
         _EXPERTS | {"num_experts": 4, "moe_intermediate_size": 16},
         "mixture, stored per expert",
+        adapter=False,
     ),
     "mixtral": Family(
         "Mixtral",
         "MixtralConfig",
         _EXPERTS | {"num_local_experts": 4, "sliding_window": None},
         "mixture, stored per expert",
+        adapter=False,
     ),
     "gpt_oss": Family(
         "GPT-OSS",
         "GptOssConfig",
         _EXPERTS | {"num_local_experts": 4, "rope_scaling": None},
         "mixture, stored stacked; biases, sinks",
+        adapter=False,
     ),
     "gemma2": Family("Gemma 2", "Gemma2Config", _HEAD, "norms add 1, tied"),
     "gemma3": Family("Gemma 3", "Gemma3TextConfig", _HEAD, "norms add 1, tied"),
     "phi3": Family("Phi-3", "Phi3Config", _COMMON, "fused projections"),
     "olmo2": Family("OLMo 2", "Olmo2Config", _COMMON, "norms after"),
     "smollm3": Family("SmolLM3", "SmolLM3Config", _COMMON, "tied"),
+    "lfm2": Family(
+        "LFM2",
+        "Lfm2Config",
+        _COMMON | {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48},
+        "convolutions, tied",
+        adapter=False,
+    ),
     "gpt2": Family(
         "GPT-2",
         "GPT2Config",
@@ -92,6 +106,7 @@ FAMILIES = {
         "GPTNeoXConfig",
         {key: value for key, value in _COMMON.items() if key != "num_key_value_heads"},
         "fused projections, biases",
+        mergekit=False,
     ),
 }
 
