@@ -78,22 +78,33 @@ def read_parts(base: Base, checkpoint: Checkpoint) -> dict[str, Part]:
 
 def tied_source(base: Base, parameter: str) -> str | None:
     """The parameter that *parameter* shares the base's one stored tensor with, or None."""
-    if base.slot_of(parameter) is not None:
+    if _own_slot(base, parameter) is not None:
         return None
     architecture = base.stored.architecture
     if architecture is not None:
-        return architecture.ties.get(parameter)
+        return architecture.tied_to(parameter)
     tied = base.checkpoint.config.get("tie_word_embeddings") and parameter == "lm_head.weight"
     return "model.embed_tokens.weight" if tied else None
 
 
 def slot_of(base: Base, parameter: str) -> Slot | None:
     """The slot of a parameter or of the one it is tied to, with the base's own rows."""
-    slot = base.slot_of(tied_source(base, parameter) or parameter)
+    slot = _own_slot(base, tied_source(base, parameter) or parameter)
     if slot is None or base.vocabulary is None or slot.name not in base.vocabulary.slots:
         return slot
     rows = base.checkpoint.headers[slot.tensor].shape[0]
     return replace(slot, shape=(rows, *slot.shape[1:]))
+
+
+def _own_slot(base: Base, parameter: str) -> Slot | None:
+    """By its name in memory, as stored, or as older versions of transformers had it."""
+    slot, architecture = base.slot_of(parameter), base.stored.architecture
+    if slot is not None or architecture is None:
+        return slot
+    place = architecture.places([parameter]).get(parameter)
+    if place is None or architecture.parameters[place.parameter].shape != place.size:
+        return None
+    return base.slot_of(place.parameter)
 
 
 def in_pieces(base: Base, checkpoint: Checkpoint) -> str | None:
@@ -149,7 +160,7 @@ def _collect(checkpoint: Checkpoint, base: Base) -> dict[str, _Names]:
                 continue
             held = found.setdefault(parameter, _Names())
             held.wrapped |= ".modules_to_save." in inner or _is_saved_module(
-                parameter, checkpoint.config.get("modules_to_save") or ()
+                parameter, checkpoint.config.get("modules_to_save") or []
             )
             if "saved" not in held.found or ".modules_to_save." in inner:
                 held.found["saved"] = name
@@ -244,7 +255,7 @@ class _Reader:
         if isinstance(wanted, Mapping):
             module = part.parameter.removesuffix(".weight")
             wanted = next((v for k, v in wanted.items() if f".{module}".endswith(f".{k}")), None)
-        if not isinstance(wanted, list):
+        if not isinstance(wanted, list) or not all(isinstance(index, int) for index in wanted):
             raise UserError(
                 f"trainable_token_indices does not say which tokens {name} holds",
                 where=str(self.checkpoint.path / "adapter_config.json"),
@@ -258,7 +269,7 @@ class _Reader:
 
     def _saved_rows(self, name: str, slot: Slot) -> int:
         """Rows of a saved tensor: those of a vocabulary may be more or fewer than the base's."""
-        shape = self._shape(name)
+        shape = self._shape(name) or (1,)
         flat = (shape[0], _product(shape[1:])) if slot.is_matrix and len(shape) > 1 else shape
         if flat[1:] != slot.shape[1:] or (
             flat[0] != slot.shape[0] and not self._is_vocabulary(slot)
@@ -300,7 +311,10 @@ class _Reader:
     def _number(self, key: str, patterns: str, module: str) -> float:
         config = self.checkpoint.config
         value: Any = config.get(key)
-        for pattern, other in (config.get(patterns) or {}).items():
+        matches = config.get(patterns) or {}
+        if not isinstance(matches, Mapping):
+            self._bad_config(f"{patterns} is not a mapping")
+        for pattern, other in matches.items():
             try:
                 matched = re.match(rf"(.*\.)?({pattern})$", module)
             except re.error as error:

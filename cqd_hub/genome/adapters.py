@@ -38,7 +38,7 @@ _PROMPTS = (
     "PREFIX_TUNING",
     "PROMPT_TUNING",
 )
-_ROUTED = ("POLY", "SHADOW", "XLORA")
+_ROUTED = ("LILY", "POLY", "SHADOW", "XLORA")
 _UNMERGEABLE = {
     "alora_invocation_tokens": "its factors act only after certain tokens",
     "arrow_config": "a router mixes several adapters per token",
@@ -313,7 +313,7 @@ def open_adapter(
 
 def _check_config(config: dict[str, Any], path: Path) -> None:
     where = str(path)
-    kind = config.get("peft_type")
+    kind = config.get("peft_type") if isinstance(config, dict) else None
     if not isinstance(kind, str):
         raise UserError(
             "adapter_config.json names no peft_type",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -192,8 +193,8 @@ def _merge(base: Base, adapter: Checkpoint, caught: list[warnings.WarningMessage
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     wrapped = peft.PeftModel.from_pretrained(model, str(adapter.path)).eval()
     for warning in caught:
-        if "missing adapter keys" in str(warning.message):
-            _refuse(adapter, str(warning.message).split("\n")[0][:200])
+        if missing := re.search(r"missing adapter keys.*?'(.+?)'", str(warning.message)):
+            _refuse(adapter, f"its config asks for {missing[1]}, which it does not hold")
     tensors = peft.load_peft_weights(str(adapter.path), device="cpu")
     loaded: Any = peft.set_peft_model_state_dict(wrapped, tensors)
     if loaded.unexpected_keys:
