@@ -42,11 +42,11 @@ def find_converter(given: Path | None = None) -> Path | None:
     return Path(found) if found else None
 
 
-def gguf_command(checkpoint: Path, out: Path, *, outtype: Outtype = "auto") -> str:
+def gguf_command(checkpoint: Path, *, outtype: Outtype = "auto") -> str:
     """What to run where a converter is, once *checkpoint* is written."""
-    name = str(out.absolute() / f"{out.absolute().name}-{{ftype}}.gguf")
-    words = ["python", SCRIPT, str(checkpoint.absolute()), "--outfile", name, "--outtype", outtype]
-    return shlex.join(words)
+    place = checkpoint.absolute()
+    name = str(place / f"{place.name}-{{ftype}}.gguf")
+    return shlex.join(["python", SCRIPT, str(place), "--outfile", name, "--outtype", outtype])
 
 
 def export_gguf(

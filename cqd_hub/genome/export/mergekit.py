@@ -136,7 +136,9 @@ class Remainder:
         if not deltas.differing():
             return
         reference = naming.local_reference(place)
-        files, adapter = ModelFiles(deltas.basis, dtype="float32"), MergingAdapter.of(deltas)
+        files, adapter = ModelFiles(deltas.basis, dtype="float32"), None
+        if naming.takes_adapters(deltas.basis.base):
+            adapter = MergingAdapter.of(deltas)
         if adapter is not None and adapter.bytes <= files.bytes:
             self._adapter, self.bytes, self.note = adapter, adapter.bytes, _ADAPTER
             reference = f"{base}+{reference}"

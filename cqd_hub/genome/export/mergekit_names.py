@@ -14,6 +14,22 @@ from cqd_hub.genome.export.peft import site
 
 # Whose tensors mergekit 0.1.5 does not find.
 _UNMERGEABLE = {"gpt_neox": "GPT-NeoX"}
+# Those that it knows by name. It looks at the models of all others before it has merged their
+# adapters, and fails.
+_TAKES_ADAPTERS = {
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+}
 
 
 def local_reference(path: Path) -> str:
@@ -42,6 +58,11 @@ def refuse_unmergeable(base: Base) -> None:
             where=str(base.checkpoint.path),
             remedy="export a checkpoint",
         )
+
+
+def takes_adapters(base: Base) -> bool:
+    """Whether a recipe over this base may name adapters (``base+adapter``)."""
+    return base.checkpoint.config.get("model_type") in _TAKES_ADAPTERS
 
 
 def tensor_names(basis: Basis) -> list[str]:
@@ -88,7 +109,7 @@ def usable(basis: Basis, expert: int) -> bool:
     """
     made = basis.experts[expert]
     if is_adapter(made):
-        return all(
+        return takes_adapters(basis.base) and all(
             (form := made.form(slot)) is None
             or (
                 form == "factors"
