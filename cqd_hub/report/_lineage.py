@@ -136,7 +136,10 @@ def operators(run: RunData, individual: int) -> str:
     parts = []
     crossover = lineage.get("crossover")
     shares = _shares((crossover if isinstance(crossover, dict) else lineage).get("shares"))
-    if shares and len(set(_parents(run, individual))) > 1:
+    method = crossover.get("method", "linear") if isinstance(crossover, dict) else "linear"
+    if method != "linear":
+        parts.append(f"{method} {shares}".strip())
+    elif shares and len(set(_parents(run, individual))) > 1:
         parts.append(shares)
     mutation = lineage.get("mutation")
     kind = mutation.get("kind", "none") if isinstance(mutation, dict) else "none"

@@ -18,7 +18,7 @@ from cqd_hub.files import write_atomic
 from cqd_hub.recipe import Recipe
 
 # What a resumed run may change: its budget and what does not touch a score.
-_FREE = {"recipe.search.children", "recipe.evaluation.sandbox_workers"}
+_FREE = {"recipe.search.children", "recipe.genome.disk", "recipe.evaluation.sandbox_workers"}
 # Where the order of keys matters: it numbers the archives and the experts.
 _ORDERED = {"recipe.skills", "recipe.experts"}
 # Differences that are recorded instead of refused.
@@ -90,7 +90,7 @@ def _take(descriptor: int, folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Take back what a run wrote that turned out to be a mistake at its first step."""
-    for pattern in ("journal.sqlite*", "log.txt", "genomes", "manifest.json"):
+    for pattern in ("journal.sqlite*", "log.txt", "genomes", "merges", "manifest.json"):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -146,7 +146,7 @@ def agree(folder: Path, manifest: dict[str, Any]) -> list[str]:
     if old is None:
         write_atomic(path, _dump(manifest | {"sessions": [manifest["versions"]]}))
         return []
-    _refuse(folder, old, manifest)
+    _refuse(folder, old | {"recipe": _filled_in(old["recipe"])}, manifest)
     recorded = [line for key, line in _differences(old["sessions"][-1], manifest["versions"])]
     sessions = old["sessions"] + ([manifest["versions"]] if recorded else [])
     kept = {**manifest, "versions": old["versions"], "created": old["created"]}
@@ -163,7 +163,15 @@ def refuse_other_recipe(folder: Path, recipe: Recipe) -> None:
     old = read_manifest(folder)
     if old is not None:
         new = json.loads(_dump(recipe.model_dump(mode="json")))
-        _refuse(folder, {"recipe": old["recipe"]}, {"recipe": new})
+        _refuse(folder, {"recipe": _filled_in(old["recipe"])}, {"recipe": new})
+
+
+def _filled_in(recipe: Any) -> Any:
+    """A recipe of an earlier version with the defaults of the keys that it did not know."""
+    try:
+        return json.loads(_dump(Recipe.model_validate(recipe).model_dump(mode="json")))
+    except ValidationError:
+        return recipe
 
 
 def _refuse(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from cqd_hub.genome import Genome
 from cqd_hub.recipe import Recipe, Split
 from cqd_hub.run.directory import read_manifest, read_recipe
 from cqd_hub.run.journal import Journal
+from cqd_hub.run.merges import present
 from cqd_hub.run.select import find
 from cqd_hub.run.workbench import open_workbench, shares_kept
 from cqd_hub.statistics import Interval, average_interval, mean_interval
@@ -97,11 +98,13 @@ async def evaluate_individuals(
     finally:
         journal.close()
     place = Path(manifest["folder"])
-    async with open_workbench(recipe, place, expected=manifest["basis"], note=note) as bench:
+    expected = manifest["basis"]
+    async with open_workbench(recipe, place, run=folder, expected=expected, note=note) as bench:
         result = []
         for name, individual in chosen:
             candidate = Candidate(individual.id, Genome.from_bytes(individual.genome))
-            evaluation = await bench.evaluator.evaluate(candidate, split)
+            async with present(bench.merges, candidate.genome):
+                evaluation = await bench.evaluator.evaluate(candidate, split)
             result.append(_scored(name, list(recipe.skills), evaluation.measurements))
         return result
 

@@ -22,6 +22,7 @@ from cqd_hub.run.directory import agree, discard, open_directory, refuse_other_r
 from cqd_hub.run.finish import Finish
 from cqd_hub.run.journal import Individual, Journal, Role, count_individuals
 from cqd_hub.run.log import Logged
+from cqd_hub.run.merges import present
 from cqd_hub.run.progress import Observer, Pace, Progress, Silent, Stopped, best_average
 from cqd_hub.run.space import check_space
 from cqd_hub.run.variation import make_child
@@ -53,7 +54,7 @@ async def evolve(
     observer.phase("opening")
     with open_directory(out):
         refuse_other_recipe(out, recipe)
-        async with open_workbench(recipe, recipe_folder, note=observer.note) as bench:
+        async with open_workbench(recipe, recipe_folder, run=out, note=observer.note) as bench:
             present = count_individuals(out)
             check_space(out, bench, present)
             observer = Logged(observer, out)
@@ -88,10 +89,14 @@ class _Run:
         self._pace = Pace()
         self._genomes: dict[int, Genome] = {}
         self._spent: dict[str, float] = {}
+        self._merges_of: dict[int, tuple[str, ...]] = {}
+        self._said_short = False
 
     async def go(self) -> None:
         for skill, sample, text, score, note in self._journal.verdicts():
             self._bench.evaluator.verdicts.remember(skill, sample, text, score, note)
+        if self._bench.merges is not None:
+            self._bench.merges.remove_debris()
         await self._experts()
         cycle = self._cycle()
         await self._children(cycle)
@@ -99,6 +104,7 @@ class _Run:
             self._bench, self._journal, cycle, self._folder, self._observer, self._stop
         )
         await finishing.go()
+        self._clear_merges(cycle)
 
     async def _experts(self) -> None:
         """Evaluate base and experts, and offer the experts to every archive."""
@@ -137,6 +143,7 @@ class _Run:
         step, experts = self._recipe.search.children_per_step, len(self._recipe.experts)
         generations = -(-self._recipe.search.children // step)
         self._made, self._total = len(self._journal.told()) - experts, generations * step
+        self._clear_merges(cycle)
         for generation in range(self._made // step, generations):
             proposals = cycle.ask(generation, step, experts + generation * step)
             known = self._journal.ids()
@@ -147,6 +154,7 @@ class _Run:
             for proposal in proposals:
                 scores = self._journal.scores_of(proposal.individual, "optimisation")
                 cycle.tell(proposal.individual, vector(scores, self._recipe))
+            self._clear_merges(cycle)
             self._tell_progress(proposals[-1].skill, cycle)
 
     async def _evaluate_all(self, proposals: list[Proposal], cycle: Cycle, *, last: int) -> None:
@@ -187,14 +195,19 @@ class _Run:
             "skill": list(self._recipe.skills)[proposal.skill],
             "expert": list(self._recipe.experts)[expert],
         }
-        await self._evaluate(
-            proposal.individual,
-            Role.CHILD,
-            f"child {proposal.individual}",
-            genome,
-            generation=proposal.generation,
-            lineage=names | lineage,
-        )
+        store = self._bench.merges
+        async with present(store, genome):
+            if store is not None:  # what it must come out as, should it be made again
+                (made,) = (m for m in genome.merges if m.id == lineage["crossover"]["merge"])
+                lineage["crossover"]["digest"] = store.digest(made)
+            await self._evaluate(
+                proposal.individual,
+                Role.CHILD,
+                f"child {proposal.individual}",
+                genome,
+                generation=proposal.generation,
+                lineage=names | lineage,
+            )
 
     async def _evaluate(
         self,
@@ -207,6 +220,7 @@ class _Run:
         lineage: dict[str, Any] | None = None,
     ) -> None:
         evaluation = await self._bench.evaluator.evaluate(Candidate(number, genome), "optimisation")
+        spent = self._spent_since()
         self._journal.add(
             Individual(
                 id=number,
@@ -216,7 +230,7 @@ class _Run:
                 genome_hash=genome.hash,
                 generation=generation,
                 lineage=lineage or {},
-                seconds={"total": evaluation.seconds, **self._spent_since()},
+                seconds={"total": evaluation.seconds + spent.get("merge", 0.0), **spent},
             ),
             evaluation.measurements,
         )
@@ -228,10 +242,30 @@ class _Run:
                 del self._genomes[next(iter(self._genomes))]
         return self._genomes[number]
 
+    def _clear_merges(self, cycle: Cycle) -> None:
+        """Keep the merges that elites weigh, and of others what the budget allows."""
+        store = self._bench.merges
+        if store is None:
+            return
+        needed: set[str] = set()
+        elites = {n for archive in cycle.archives for n in archive.elites.individuals.tolist()}
+        for number in elites:
+            if number not in self._merges_of:
+                merges = self._genome(number).merges
+                self._merges_of[number] = tuple(merge.id for merge in merges)
+            needed.update(self._merges_of[number])
+        if store.keep(needed) and not self._said_short:
+            self._said_short = True
+            self._observer.note(
+                f"the elites' merges take more than genome.disk, {self._recipe.genome.disk}; "
+                "the oldest are cleared and made again when needed"
+            )
+
     def _spent_since(self) -> dict[str, float]:
-        """Seconds of materialising, generating and executing since the last call."""
-        evaluator = self._bench.evaluator
+        """Seconds of merging, materialising, generating and executing since the last call."""
+        evaluator, store = self._bench.evaluator, self._bench.merges
         now = {**self._bench.engine.seconds, "execute": evaluator.execute_seconds}
+        now |= {"merge": store.seconds} if store is not None else {}
         spent = {key: value - self._spent.get(key, 0.0) for key, value in now.items()}
         self._spent = now
         return spent

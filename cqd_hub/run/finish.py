@@ -19,6 +19,7 @@ from cqd_hub.files import write_atomic
 from cqd_hub.genome import Genome, combine
 from cqd_hub.recipe import Split
 from cqd_hub.run.journal import Individual, Journal, Role
+from cqd_hub.run.merges import present
 from cqd_hub.run.progress import Observer, Stopped
 from cqd_hub.run.workbench import Workbench, shares_kept
 from cqd_hub.search import Cycle, aggregation_weights
@@ -195,7 +196,8 @@ class Finish:
             if self._stop.is_set():
                 raise Stopped
             candidate = Candidate(number, self._genome(number))
-            evaluation = await self._bench.evaluator.evaluate(candidate, split, missing)
+            async with present(self._bench.merges, candidate.genome):
+                evaluation = await self._bench.evaluator.evaluate(candidate, split, missing)
             self._journal.measure(number, evaluation.measurements)
             known = self._journal.scores_of(number, split)
         return _mean(known[skill] for skill in self._bench.recipe.skills)

@@ -184,6 +184,28 @@ class Journal:
             raise UserError(f"has no individual {number}", where=str(self.path.parent))
         return self._individual(row)
 
+    def genome(self, genome_hash: str) -> bytes:
+        """The genome of this hash.
+
+        Raises:
+            RunError: No individual has it.
+        """
+        row = self._db.execute(
+            "SELECT genome FROM individuals WHERE genome_hash = ? LIMIT 1", (genome_hash,)
+        ).fetchone()
+        if row is None:
+            raise RunError(f"holds no genome {genome_hash[:12]}", where=str(self.path))
+        return row[0] if row[0] is not None else self._large_genome(genome_hash)
+
+    def merge_digest(self, merge: str) -> str | None:
+        """What a merge's tensors hashed to when the child it belongs to was made."""
+        row = self._db.execute(
+            "SELECT json_extract(lineage, '$.crossover.digest') FROM individuals "
+            "WHERE json_extract(lineage, '$.crossover.merge') = ? LIMIT 1",
+            (merge,),
+        ).fetchone()
+        return row[0] if row else None
+
     def ids(self) -> set[int]:
         """Ids of all recorded individuals."""
         return {number for (number,) in self._db.execute("SELECT id FROM individuals")}

@@ -17,7 +17,7 @@ def check_space(folder: Path, bench: Workbench, present: int) -> None:
     """Raise a `UserError` if what a run still has to write would not fit on its disk.
 
     *present* individuals are written already. An estimate: genomes of experts' size, short
-    answers, figures. Running out later loses nothing.
+    answers, figures, merged children up to their budget. Running out later loses nothing.
     """
     genome = len(Genome.of_base(bench.basis.hash, bench.basis.layout).to_bytes())
     mutation = bench.recipe.variation.mutation
@@ -26,6 +26,10 @@ def check_space(folder: Path, bench: Workbench, present: int) -> None:
     samples = sum(len(skill.samples["optimisation"]) for skill in bench.skills.values())
     missing = max(bench.recipe.search.children + len(bench.recipe.experts) - present, 0)
     needed = missing * (genome + samples * _MEASUREMENT) + _REPORT
+    if bench.merges is not None:
+        there = sum(path.stat().st_size for path in (folder / "merges").glob("*.safetensors"))
+        budget = max(bench.recipe.genome.disk_bytes, bench.merges.size) - there
+        needed += max(min(budget, missing * bench.merges.size), 0)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

@@ -15,8 +15,9 @@ from cqd_hub.genome import (
     mutate_expert,
     mutate_gaussian,
 )
+from cqd_hub.genome.merge import Drawn, Merge, find_method
 from cqd_hub.randomness import generator
-from cqd_hub.recipe.schema import Variation
+from cqd_hub.recipe.schema import Crossover, Variation
 from cqd_hub.search import Proposal
 
 
@@ -29,7 +30,10 @@ def make_child(
     expert: int,
     seed: int,
 ) -> tuple[Genome, dict[str, Any]]:
-    """Cross two parents over and mutate the result.
+    """Cross two parents over, or merge them by a method of mergekit's, and mutate the result.
+
+    A merge's ``weight`` (or ``slerp``'s ``t``, the second parent's share) is drawn as the shares of
+    a linear crossover are, unless the recipe gives it.
 
     Args:
         proposal: Which child.
@@ -50,7 +54,22 @@ def make_child(
         mean=cross.mean,
         deviation=cross.deviation,
     )
-    child = crossover(parents, shares, basis)
+    firsts = np.unique(groups, return_index=True)[1]
+    record: dict[str, Any] = {
+        "method": cross.method,
+        "per": cross.per,
+        "mean": cross.mean,
+        "deviation": cross.deviation,
+        "shares": shares[:, firsts].tolist(),  # [2][groups]
+    }
+    if cross.method == "linear":
+        child = crossover(parents, shares, basis)
+    else:
+        merge = _merge(proposal, parents, cross, record["shares"], seed)
+        child = Genome.of_merge(basis.hash, layout, merge)
+        if merge.drawn is None:
+            record = {"method": cross.method}
+        record |= {"parameters": cross.parameters, "seed": merge.seed, "merge": merge.id}
     rng = generator(seed, proposal.individual, "mutation")
     operator: dict[str, Any] = {"kind": mutation.kind}
     if mutation.kind == "gaussian":
@@ -75,16 +94,30 @@ def make_child(
                 zero_mean=mutation.zero_mean,
                 granularity=None if mutation.per == "direction" else mutation.per,
             )
-    firsts = np.unique(groups, return_index=True)[1]
     lineage = {
         "parents": list(proposal.parents),
-        "crossover": {
-            "per": cross.per,
-            "mean": cross.mean,
-            "deviation": cross.deviation,
-            "shares": shares[:, firsts].tolist(),  # [2][groups]
-        },
+        "crossover": record,
         "mutation": operator,
         "seed": seed,
     }
     return child, lineage
+
+
+def _merge(
+    proposal: Proposal,
+    parents: tuple[Genome, Genome],
+    cross: Crossover,
+    shares: list[list[float]],
+    seed: int,
+) -> Merge:
+    method, drawn = find_method(cross.method), None
+    if method.drawn is not None and method.drawn not in cross.parameters:
+        rows = shares if method.per_parent else shares[1:]
+        drawn = Drawn(method.drawn, cross.per, tuple(tuple(row) for row in rows))
+    return Merge.make(
+        cross.method,
+        parents=[parent.hash for parent in parents],
+        seed=int(generator(seed, proposal.individual, "merge").integers(2**31)),
+        parameters=cross.parameters,
+        drawn=drawn,
+    )

@@ -17,11 +17,13 @@ from cqd_hub.evaluation.evaluator import Evaluator
 from cqd_hub.evaluation.sandbox import Sandbox, open_sandbox
 from cqd_hub.evaluation.skills import Skill, load_skills
 from cqd_hub.recipe import Recipe
+from cqd_hub.run.merges import open_merges
 
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
     from cqd_hub.genome import Basis
     from cqd_hub.genome.experts import Base, Expert
+    from cqd_hub.genome.merge.store import MergeStore
 
 _VERSIONED = ("torch", "transformers", "safetensors", "numpy", "lm-eval", "datasets", "peft")
 
@@ -37,6 +39,7 @@ class Workbench:
         skills: With prepared samples.
         sandbox: Open, or None where nothing is executed.
         evaluator: Over all of these.
+        merges: The merged children of a run; None where all its crossovers are linear.
     """
 
     recipe: Recipe
@@ -45,6 +48,7 @@ class Workbench:
     skills: dict[str, Skill]
     sandbox: Sandbox | None
     evaluator: Evaluator
+    merges: MergeStore | None
 
     def manifest(self) -> dict[str, Any]:
         """What a run made with this workbench promises to stay the same."""
@@ -75,7 +79,9 @@ class Workbench:
             "sandbox": {"kind": self.sandbox.kind, "guarantees": self.sandbox.guarantees}
             if self.sandbox
             else None,
-            "versions": versions() | _machine(self.engine.path),
+            "versions": versions()
+            | ({} if self.merges is None else {"mergekit": importlib.metadata.version("mergekit")})
+            | _machine(self.engine.path),
         }
 
 
@@ -84,18 +90,21 @@ async def open_workbench(
     recipe: Recipe,
     folder: Path,
     *,
+    run: Path | None = None,
     expected: str | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> AsyncIterator[Workbench]:
     """Open all that *recipe* names; relative paths start from *folder*.
 
     Args:
+        run: The run directory that individuals come from, if they come from one.
         expected: Hash of the basis that a run's genomes refer to.
         note: Called with a line for what takes time.
 
     Raises:
-        UserError: Anything wrong with models, tasks, device or sandbox.
+        UserError: Anything wrong with merge method, models, tasks, device or sandbox.
     """
+    _check_crossover(recipe)
     import torch
 
     from cqd_hub.evaluation.engine.sequential import SequentialEngine, load_tokenizer
@@ -119,17 +128,19 @@ async def open_workbench(
         dtype = recipe.evaluation.dtype
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
+        merges = open_merges(run, recipe) if run is not None else None
         engine = SequentialEngine(
             basis,
             device=device,
             dtype=getattr(torch, dtype),
             batch_tokens=recipe.evaluation.batch_tokens,
+            merges=merges,
         )
         for skill in skills.values():
             skill.check(engine)
         await stack.enter_async_context(engine)
         evaluator = Evaluator(engine, skills, sandbox)
-        yield Workbench(recipe, basis, engine, skills, sandbox, evaluator)
+        yield Workbench(recipe, basis, engine, skills, sandbox, evaluator, merges)
 
 
 def open_basis(
@@ -152,6 +163,15 @@ def open_basis(
     basis = _factor(recipe, *_open_models(recipe, folder, note), note)
     _compare(basis, expected, folder)
     return basis
+
+
+def _check_crossover(recipe: Recipe) -> None:
+    """Ask mergekit for the method and its parameters, which takes no model."""
+    crossover = recipe.variation.crossover
+    if crossover.method != "linear":
+        from cqd_hub.genome.merge import check_method
+
+        check_method(crossover.method, crossover.parameters)
 
 
 def _compare(basis: Basis, expected: str | None, folder: Path) -> None:

@@ -134,3 +134,56 @@ def test_the_recipe_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class TestMergeMethods:
+    def test_a_name_stands_for_its_mapping(self) -> None:
+        short = recipe(variation={"crossover": "ties", "mutation": "gaussian"})
+        spelt = {"crossover": {"method": "ties"}, "mutation": {"kind": "gaussian"}}
+        assert short == recipe(variation=spelt)
+        assert short.variation.mutation.kind == "gaussian"
+        assert recipe(variation={"crossover": "linear"}) == recipe()
+
+    def test_a_method_draws_its_weights_as_the_preset_says(self) -> None:
+        for preset in sorted(PRESETS):
+            mutation = {"mutation": "none"}
+            ties = recipe(preset=preset, variation={"crossover": "ties", **mutation})
+            linear = recipe(preset=preset, variation=mutation)
+            drawn = ties.variation.crossover.model_copy(update={"method": "linear"})
+            assert drawn == linear.variation.crossover
+
+    def test_parameters_are_numbers_or_one_for_each_parent(self) -> None:
+        given = {"density": [0.5, 1], "normalize": True, "lambda": 1.5}
+        made = recipe(variation={"crossover": {"method": "ties", "parameters": given}})
+        assert made.variation.crossover.parameters == given
+        assert made.variation.crossover.parameters["normalize"] is True
+        assert Recipe.model_validate(json.loads(made.model_dump_json())) == made
+
+    @pytest.mark.parametrize(
+        ("variation", "says"),
+        [
+            ({"crossover": {"parameters": {"density": 1}}}, "linear takes no `parameters`"),
+            ({"crossover": {"method": "ties", "parameters": {"t": float("nan")}}}, "finite"),
+            ({"crossover": {"method": "ties", "parameters": {"t": "x"}}}, "valid number"),
+            ({"crossover": "ties", "mutation": {"of": "child", "per": "direction"}}, "of: child"),
+            ({"mutation": "noise"}, "'svd', 'gaussian' or 'none'"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, variation: dict[str, Any], says: str) -> None:
+        with pytest.raises(ValueError, match=says):
+            recipe(variation=variation)
+
+    def test_the_paper_mutates_the_child_which_a_merge_cannot(self) -> None:
+        with pytest.raises(ValueError, match="child cannot follow the crossover ties"):
+            recipe(preset="paper", variation={"crossover": "ties"})
+
+    @pytest.mark.parametrize(
+        ("text", "size"), [("20GB", 20e9), ("1.5 TB", 1.5e12), ("7KB", 7e3), ("250 MB", 250e6)]
+    )
+    def test_the_budget_is_a_size(self, text: str, size: float) -> None:
+        assert recipe(genome={"disk": text}).genome.disk_bytes == size
+
+    @pytest.mark.parametrize("disk", [20, "20", "GB", "-1GB", "1e3GB", "20 XB", None])
+    def test_no_budget(self, disk: Any) -> None:
+        with pytest.raises(ValueError, match=r"is no size; write e\.g\. 20GB"):
+            recipe(genome={"disk": disk})

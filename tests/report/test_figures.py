@@ -158,6 +158,16 @@ def test_lineage_reaches_the_experts(tmp_path: Path) -> None:
     assert operators(run, 5).endswith("svd db")
 
 
+def test_a_merge_method_is_named(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "run", children=3, finished=False))
+    lineage = run.individuals[5].lineage
+    crossed = lineage["crossover"]
+    lineage["crossover"] = {**crossed, "method": "dare_ties"}
+    assert operators(run, 5).startswith("dare_ties ≈")
+    lineage["crossover"] = {"method": "karcher"}
+    assert operators(run, 5) == "karcher + svd db"
+
+
 def test_lineage_of_anyone(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", children=8)
     for number in (0, 4, -3):

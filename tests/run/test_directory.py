@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from cqd_hub.errors import RunError, UserError
-from cqd_hub.run.directory import agree, open_directory, read_manifest, read_recipe
+from cqd_hub.recipe import Recipe
+from cqd_hub.run.directory import (
+    agree,
+    open_directory,
+    read_manifest,
+    read_recipe,
+    refuse_other_recipe,
+)
 
 HOLDER = """
 import sys
@@ -45,6 +52,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
             "experts": {"a": "models/a", "b": "models/b"},
             "skills": {"x": {"task": "t"}, "y": {"task": "u"}},
             "search": {"children": 20, "children_per_step": 4, "bounds": (0.1, 0.9)},
+            "genome": {"disk": "20GB"},
             "evaluation": {"sandbox_workers": 2},
         },
         "seed": 0,
@@ -189,6 +197,7 @@ def test_the_budget_may_grow_and_the_folder_move(tmp_path: Path) -> None:
     change = {
         "recipe/search/children": 50,
         "recipe/evaluation/sandbox_workers": 8,
+        "recipe/genome/disk": "5GB",
         "folder": "/elsewhere",
         "created": "2027-01-01",
     }
@@ -197,6 +206,21 @@ def test_the_budget_may_grow_and_the_folder_move(tmp_path: Path) -> None:
     assert kept is not None
     assert kept["recipe"]["search"]["children"] == 50
     assert (kept["folder"], kept["created"]) == ("/elsewhere", "2026-01-01")
+
+
+def test_keys_that_an_earlier_version_did_not_know_have_their_defaults(tmp_path: Path) -> None:
+    parts = {"name": "r", "base": "b", "experts": {"a": "models/a", "b": "models/b"}}
+    skills = {"x": {"task": "t"}, "y": {"task": "u"}}
+    now = Recipe.model_validate({**parts, "skills": skills})
+    earlier = now.model_dump(mode="json")
+    del earlier["variation"]["crossover"]["method"], earlier["genome"]["disk"]
+    agree(tmp_path, manifest(recipe=earlier))
+    refuse_other_recipe(tmp_path, now)
+    assert agree(tmp_path, manifest(recipe=now.model_dump(mode="json"))) == []
+    variation = {"variation": {"crossover": "ties"}}
+    other = Recipe.model_validate({**parts, "skills": skills, **variation})
+    with pytest.raises(UserError, match=r'crossover\.method "linear", now "ties"'):
+        refuse_other_recipe(tmp_path, other)
 
 
 def test_versions_are_recorded_session_by_session(tmp_path: Path) -> None:

@@ -305,3 +305,19 @@ def _fill(journal: Journal, numbers: range, size: int) -> tuple[int, RunError]:
 def _sound(folder: Path) -> bool:
     with sqlite3.connect(folder / "journal.sqlite") as database:
         return database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_genome_is_found_by_its_hash_and_a_merge_by_its_id(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, create=True)
+    large = bytes(range(256)) * 8192
+    lineage = {"crossover": {"method": "ties", "merge": "m1", "digest": "d1"}}
+    journal.add(individual(1, b"one", lineage=lineage), ())
+    journal.add(individual(2, large, lineage={"crossover": {"method": "linear"}}), ())
+    journal.add(individual(3, lineage={}), ())
+    assert journal.genome("h1") == b"one"
+    assert journal.genome("h2") == large
+    assert journal.merge_digest("m1") == "d1"
+    assert journal.merge_digest("m2") is None
+    with pytest.raises(RunError, match="holds no genome h9"):
+        journal.genome("h9")
+    journal.close()

@@ -98,7 +98,9 @@ def test_best_average_is_over_the_elites_of_all_archives() -> None:
     assert best_average(cycle) == pytest.approx(0.55)
 
 
-def bench(basis: Basis, children: int, samples: int, **variation: Any) -> Any:
+def bench(
+    basis: Basis, children: int, samples: int, *, merge: int | None = None, **variation: Any
+) -> Any:
     made = Recipe.model_validate(
         {
             "name": "r",
@@ -110,7 +112,8 @@ def bench(basis: Basis, children: int, samples: int, **variation: Any) -> Any:
         }
     )
     skill = SimpleNamespace(samples={"optimisation": [None] * samples})
-    return SimpleNamespace(recipe=made, basis=basis, skills={"a": skill, "c": skill})
+    merges = None if merge is None else SimpleNamespace(size=merge)
+    return SimpleNamespace(recipe=made, basis=basis, skills={"a": skill, "c": skill}, merges=merges)
 
 
 def test_a_run_that_cannot_fit_is_refused_before_it_begins(tmp_path: Path, basis: Basis) -> None:
@@ -135,3 +138,22 @@ def test_what_a_run_needs_counts_the_cores_of_child_mutation(
             with pytest.raises(UserError, match="the run needs about"):
                 check_space(tmp_path, bench(basis, children, 10, **of_child), 0)
     assert size > 3 * len(plain.to_bytes())
+
+
+def test_what_a_run_needs_counts_merges_up_to_their_budget(
+    tmp_path: Path, basis: Basis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = 10**9
+    (tmp_path / "merges").mkdir()
+    with (tmp_path / "merges" / "x.safetensors").open("wb") as file:
+        file.truncate(5 * merge)  # there already, of the default budget of 20 GB
+    for children, gigabytes in ((7, 10), (500, 15)):
+        for free, fits in ((gigabytes - 0.1, False), (gigabytes + 0.1, True)):
+            usage = SimpleNamespace(free=free * merge)
+            monkeypatch.setattr("shutil.disk_usage", lambda folder, usage=usage: usage)
+            asked = bench(basis, children, 10, merge=merge)
+            if fits:
+                check_space(tmp_path, asked, 0)
+            else:
+                with pytest.raises(UserError, match="the run needs about"):
+                    check_space(tmp_path, asked, 0)

@@ -70,6 +70,7 @@ def test_shares_of_the_record_are_those_of_the_child(basis: Basis, per: str) -> 
         basis, crossover={"per": per, "mean": 1.0, "deviation": 0.4}, mutation={"kind": "none"}
     )
     record = lineage["crossover"]
+    assert record["method"] == "linear"
     groups = basis.layout.groups(per)  # type: ignore[arg-type]
     shares = np.array(record["shares"])
     assert shares.shape == (2, len(set(groups.tolist())))
@@ -94,6 +95,72 @@ def test_the_record_holds_every_parameter_even_defaults(basis: Basis) -> None:
     }
     _, lineage = child(basis, mutation={"kind": "svd", "of": "child"})
     assert lineage["mutation"] == {"kind": "svd", "of": "child", "w_max": 0.3, "zero_mean": False}
+
+
+MERGES: list[Any] = [
+    "ties",
+    {"method": "ties", "parameters": {"density": 0.5, "weight": [0.3, 0.9]}},
+    {"method": "dare_ties", "per": "matrix", "deviation": 0.3, "parameters": {"density": 0.5}},
+    "karcher",
+    {"method": "slerp", "per": "layer", "deviation": 0.4},
+    {"method": "nearswap", "parameters": {"t": 0.001}},
+]
+
+
+@pytest.mark.parametrize("cross", MERGES)
+@pytest.mark.parametrize("kind", ["none", "svd", "gaussian"])
+def test_a_merged_child_is_replayed_from_seed_and_index(
+    basis: Basis, cross: Any, kind: str
+) -> None:
+    settings = {"crossover": cross, "mutation": kind}
+    made, lineage = child(basis, **settings)
+    again, same = child(basis, **settings)
+    assert (made.hash, lineage) == (again.hash, same)
+    for other in (child(basis, index=8, **settings), child(basis, seed=4, **settings)):
+        assert other[0].hash != made.hash
+    assert json.loads(json.dumps(lineage)) == lineage
+    ((merge, weights),) = made.merges.items()
+    assert (weights == 1).all()
+    assert merge.parents == tuple(parent.hash for parent in parents(basis))
+    record = lineage["crossover"]
+    assert record["merge"] == merge.id
+    assert (record["method"], record["seed"]) == (merge.method, merge.seed)
+    assert record["parameters"] == merge.parameters
+
+
+def test_shares_become_a_merges_weights(basis: Basis) -> None:
+    cross = {"method": "ties", "per": "layer", "deviation": 0.4}
+    made, lineage = child(basis, crossover=cross, mutation="none")
+    linear, plain = child(basis, crossover={**cross, "method": "linear"}, mutation="none")
+    ((merge, _),) = made.merges.items()
+    assert lineage["crossover"]["shares"] == plain["crossover"]["shares"]
+    assert merge.drawn is not None
+    assert (merge.drawn.name, merge.drawn.per) == ("weight", "layer")
+    assert [list(row) for row in merge.drawn.values] == lineage["crossover"]["shares"]
+    assert not linear.merges
+
+
+def test_the_second_parents_share_becomes_slerps_t(basis: Basis) -> None:
+    made, lineage = child(basis, crossover={"method": "slerp", "per": "layer"}, mutation="none")
+    ((merge, _),) = made.merges.items()
+    assert merge.drawn is not None
+    assert merge.drawn.name == "t"
+    assert [list(row) for row in merge.drawn.values] == lineage["crossover"]["shares"][1:]
+
+
+@pytest.mark.parametrize(
+    "cross",
+    [
+        "sce",
+        {"method": "slerp", "parameters": {"t": 0.3}},
+        {"method": "ties", "parameters": {"weight": [0.2, 0.8]}},
+    ],
+)
+def test_what_draws_nothing_records_no_shares(basis: Basis, cross: Any) -> None:
+    made, lineage = child(basis, crossover=cross, mutation="none")
+    ((merge, _),) = made.merges.items()
+    assert merge.drawn is None
+    assert "shares" not in lineage["crossover"]
 
 
 def test_svd_mutation_moves_only_the_active_experts_matrices(basis: Basis) -> None:
@@ -135,7 +202,7 @@ def test_mutation_of_the_child_is_held_in_cores(basis: Basis) -> None:
     plain, _ = child(basis, mutation={"kind": "none"})
     made, _ = child(basis, mutation={"kind": "svd", "of": "child"})
     assert np.array_equal(made.coefficients, plain.coefficients)
-    matrices = {s.name for s in basis.layout.slots if s.kind == "matrix"}
+    matrices = {s.name for s in basis.layout.slots if s.is_matrix}
     assert set(made.cores) <= matrices
     assert len(made.cores) >= 14
 

@@ -25,6 +25,7 @@ from cqd_hub.evaluation.engine._interface import (
 from cqd_hub.genome import Basis, Materialiser
 from cqd_hub.genome.architecture import Architecture
 from cqd_hub.genome.experts import Base
+from cqd_hub.genome.merge.store import MergeStore
 
 _Request = TypeVar("_Request", Generate, LogLikelihood)
 _Result = TypeVar("_Result")
@@ -47,10 +48,17 @@ class SequentialEngine:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         dtype: Of the resident model.
         batch_tokens: Rows × (prompt + answer) of a batch, at most.
+        merges: Where the merges are that genomes weigh.
     """
 
     def __init__(
-        self, basis: Basis, *, device: str, dtype: torch.dtype, batch_tokens: int = 65536
+        self,
+        basis: Basis,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        batch_tokens: int = 65536,
+        merges: MergeStore | None = None,
     ) -> None:
         folder = basis.base.checkpoint.path
         self._model = load_model(folder, device=device, dtype=dtype)
@@ -59,7 +67,7 @@ class SequentialEngine:
         self._tokenizer = load_tokenizer(basis.base.tokenizer)
         self._folder, self._rows = folder, self._model.get_input_embeddings().num_embeddings
         self._parameters = _slots_in(self._model, basis.base)
-        self._materialiser = Materialiser(basis, device=device)
+        self._materialiser = Materialiser(basis, device=device, merges=merges)
         self._batch_tokens = batch_tokens
         self._context = getattr(self._model.config, "max_position_embeddings", None) or 1 << 30
         self._end = _end_tokens(self._model, self._tokenizer)

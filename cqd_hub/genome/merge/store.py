@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -73,6 +77,7 @@ class MergeStore:
         self._own: set[str] = set()
         self._short = False
         self._parents: dict[str, tuple[Merge, ...]] = {}
+        self.seconds = 0.0  # spent on making merges
 
     def attach(self, source: Source) -> None:
         """Name the materialiser that rebuilds parents; it says so itself."""
@@ -112,6 +117,10 @@ class MergeStore:
             with self._guard:
                 self._held.subtract(ids)
 
+    def holds(self, merges: Iterable[Merge]) -> bool:
+        """Whether all of them are there."""
+        return all(self._path(merge).exists() for merge in merges)
+
     def ensure(self, merges: Iterable[Merge]) -> None:
         """Make what is not there.
 
@@ -122,15 +131,19 @@ class MergeStore:
         with self._making:
             wanted = list(merges)
             plan = self._missing(wanted)
+            if not plan:
+                return
+            start = time.perf_counter()
             last = {merge.id: len(plan) for merge in wanted}
             for step, merge in enumerate(plan):
                 for parent in self._parents_of(merge):
                     last[parent.id] = max(last.get(parent.id, 0), step)
             for step, merge in enumerate(plan):
                 in_use = {id_ for id_, until in last.items() if until >= step}
-                self._clear(self._size(), in_use)
+                self._clear(self.size, in_use)
                 self._make(merge)
             self._clear(0, {merge.id for merge in wanted})
+            self.seconds += time.perf_counter() - start
 
     def keep(self, needed: Iterable[str]) -> bool:
         """Clear the folder down to the budget: first what is not *needed* (ids), oldest first.
@@ -145,10 +158,28 @@ class MergeStore:
 
     def remove_debris(self) -> None:
         """Remove what a killed process left half written; nobody else may be writing."""
-        for path in self._folder.glob(".*"):
-            path.unlink(missing_ok=True)
+        for path in self._folder.glob(".making-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of one merge's tensors, known once a materialiser is attached."""
+        source = self._attached()
+        return sum(
+            torch.Size(slot.shape).numel() * source.base_weight(index).itemsize
+            for index, slot in enumerate(source.basis.layout.slots)
+        )
 
     # Inside.
+
+    def _attached(self) -> Source:
+        if self._source is None:  # all was there, and another process has cleared it meanwhile
+            raise RunError(
+                "a merge was cleared while it was read",
+                where=str(self._folder),
+                remedy="run the same command again",
+            )
+        return self._source
 
     def _path(self, merge: Merge) -> Path:
         return self._folder / f"{merge.id}.safetensors"
@@ -177,18 +208,21 @@ class MergeStore:
 
     def _make(self, merge: Merge) -> None:
         parents = {hash_: self._genome_of(hash_) for hash_ in merge.parents}
-        source = self._source
-        assert source is not None  # a materialiser attaches itself
+        source = self._attached()
         method, slots = find_method(merge.method), source.basis.layout.slots
         groups = [0] * len(slots)
         if merge.drawn is not None:
             groups = source.basis.layout.groups(merge.drawn.per).tolist()
-        temporary = self._folder / f".{merge.id}.{os.getpid()}"
         digest = hashlib.sha256()
         metadata = {"merge": merge.text, "digest": "0" * digest.digest_size * 2}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tensor_file(temporary, [slot.name for slot in slots], metadata) as add:
+            temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=self._folder))
+        except OSError as error:
+            raise self._failure(error) from error
+        try:
+            place = temporary / self._path(merge).name
+            with tensor_file(place, [slot.name for slot in slots], metadata) as add:
                 for index, slot in enumerate(slots):
                     base = source.base_weight(index)
                     of = {
@@ -207,17 +241,19 @@ class MergeStore:
                     add(slot.name, merged)
                 metadata["digest"] = digest.hexdigest()
             self._compare(merge, metadata["digest"])
-            os.replace(temporary, self._path(merge))
+            os.replace(place, self._path(merge))
         except OSError as error:
-            raise RunError(
-                f"cannot be written: {error.strerror}",
-                where=str(self._folder),
-                remedy="free some space and run the same command again",
-            ) from error
+            raise self._failure(error) from error
         finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         self._own.add(merge.id)
+
+    def _failure(self, error: OSError) -> RunError:
+        return RunError(
+            f"cannot be written: {error.strerror}",
+            where=str(self._folder),
+            remedy="free some space and run the same command again",
+        )
 
     def _compare(self, merge: Merge, digest: str) -> None:
         recorded = self._digest_of(merge.id)
@@ -227,14 +263,6 @@ class MergeStore:
                 where=str(self._folder),
                 remedy="go on with the machine, threads and library versions of the run",
             )
-
-    def _size(self) -> int:
-        assert self._source is not None
-        slots = enumerate(self._source.basis.layout.slots)
-        return sum(
-            torch.Size(slot.shape).numel() * self._source.base_weight(index).itemsize
-            for index, slot in slots
-        )
 
     def _clear(self, room: int, in_use: Collection[str]) -> None:
         """Delete until *room* more bytes fit the budget, or all that is left is in use.
