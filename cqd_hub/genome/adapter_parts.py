@@ -170,7 +170,7 @@ def _collect(checkpoint: Checkpoint, base: Base) -> dict[str, _Names]:
 def _is_saved_module(parameter: str, modules: Iterable[str]) -> bool:
     owners = parameter.split(".")[:-1]
     paths = [".".join(owners[: stop + 1]) for stop in range(len(owners))]
-    return any(path == m or path.endswith(f".{m}") for path in paths for m in modules)
+    return any(path.endswith(module) for path in paths for module in modules)  # as PEFT has it
 
 
 def _unknown(name: str, path: Path) -> NoReturn:
@@ -253,8 +253,13 @@ class _Reader:
     def _with_tokens(self, part: Part, name: str, slot: Slot, rows: int) -> Part:
         wanted = self.checkpoint.config.get("trainable_token_indices")
         if isinstance(wanted, Mapping):
-            module = part.parameter.removesuffix(".weight")
-            wanted = next((v for k, v in wanted.items() if f".{module}".endswith(f".{k}")), None)
+            modules = [
+                f".{parameter.removesuffix('.weight')}"
+                for parameter in (part.parameter, tied_source(self.base, part.parameter))
+                if parameter
+            ]
+            found = [wanted[key] for m in modules for key in wanted if m.endswith(f".{key}")]
+            wanted = found[0] if found else None
         if not isinstance(wanted, list) or not all(isinstance(index, int) for index in wanted):
             raise UserError(
                 f"trainable_token_indices does not say which tokens {name} holds",

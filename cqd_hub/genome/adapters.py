@@ -132,15 +132,16 @@ class AdapterExpert:
     def form(self, slot: Slot) -> Literal["dense", "factors"] | None:
         """How its task vector comes in *slot*; None where it changes nothing.
 
-        Headers decide, but for one case: PEFT saves an embedding's weight beside its factors
-        whether or not it was trained, so that weight is compared with the base's.
+        Headers decide, but for one case: PEFT saves embeddings and biases with the factors whether
+        or not they were trained, so those are compared with the base's.
         """
         part = self.parts.get(slot.name)
         if part is None:
             return None
-        if part.magnitude or part.added or (part.saved and not self._is_copy(slot.name)):
+        copied = self._is_copy(slot.name)
+        if part.magnitude or part.added or (part.saved and not copied):
             return "dense"
-        return "factors"
+        return "factors" if part.down or part.tokens else None
 
     def rows(self, slot: Slot) -> int | None:
         """How many rows it stores of a vocabulary slot, or None if it stores none."""
@@ -169,8 +170,7 @@ class AdapterExpert:
 
     def weight(self, slot: Slot) -> torch.Tensor:
         """Its own weights: a saved tensor as it was saved, else base plus task vector in fp32."""
-        part = self.parts.get(slot.name)
-        if part is None:
+        if slot.name not in self.parts:
             return self.base.weight(slot)
         weight = self.stored_rows(slot)[: slot.shape[0]]
         if len(weight) < slot.shape[0]:
@@ -180,7 +180,7 @@ class AdapterExpert:
     def stored_rows(self, slot: Slot) -> torch.Tensor:
         """Its own weights, with as many rows as the model had that it was trained on."""
         part = self.parts[slot.name]
-        if part.saved:
+        if part.saved and not self._is_copy(slot.name):
             saved = self._read(part.saved, dtype=None)
             weight = saved.reshape(len(saved), -1) if slot.is_matrix else saved
             if not (part.down or part.tokens or part.added):
@@ -229,16 +229,15 @@ class AdapterExpert:
         return {}
 
     def _is_copy(self, name: str) -> bool:
-        """Whether the weight saved beside factors is the base's own."""
+        """Whether a tensor that PEFT saved unasked is the base's own, rounded to its dtype."""
         part = self.parts[name]
-        if part.saved is None or part.down is None:
+        if part.saved is None or part.wrapped:
             return False
         if name not in self._copies:
             slot = slot_of(self.base, part.parameter)
-            assert slot is not None
-            self._copies[name] = torch.equal(
-                self._read(part.saved), self.base.stored.read(slot).float()
-            )
+            assert slot is not None  # else read_parts has refused it
+            own, base = self._read(part.saved, dtype=None), self.base.stored.read(slot)
+            self._copies[name] = torch.equal(own.reshape(-1), base.to(own.dtype).reshape(-1))
         return self._copies[name]
 
     def _check_tie(self, part: Part) -> None:
@@ -269,16 +268,14 @@ class AdapterExpert:
 
     def _equal(self, part: Part, twin: Part) -> bool:
         """Whether the parts of tied parameters make the same weight."""
-        if bool(part.saved) != bool(twin.saved) or bool(part.down) != bool(twin.down):
+        kinds = [[bool(p.saved), bool(p.down), bool(p.tokens), p.indices] for p in (part, twin)]
+        if kinds[0] != kinds[1] or part.magnitude or twin.magnitude:
             return False
-        if part.magnitude or twin.magnitude or part.tokens or twin.tokens:
-            return False
-        same = True
-        if part.saved and twin.saved:
-            same = torch.equal(self._read(part.saved), self._read(twin.saved))
-        if part.down:
-            pairs = zip(self._factors(part), self._factors(twin), strict=True)
-            same &= all(torch.equal(mine, theirs) for mine, theirs in pairs)
+        pairs = [(part.saved, twin.saved), (part.tokens, twin.tokens)]
+        same = all(torch.equal(self._read(a), self._read(b)) for a, b in pairs if a and b)
+        if part.down and same:
+            factors = zip(self._factors(part), self._factors(twin), strict=True)
+            same = all(torch.equal(mine, other) for mine, other in factors)
         return same
 
 

@@ -227,6 +227,7 @@ def _refuse(adapter: Checkpoint, what: str) -> NoReturn:
 def _load(base: Base) -> Any:
     import transformers
 
+    transformers.logging.disable_progress_bar()
     name = (base.checkpoint.config.get("architectures") or [""])[0]
     kind = getattr(transformers, name, transformers.AutoModelForCausalLM)
     return kind.from_pretrained(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cqd_hub.genome.adapters import AdapterExpert
 from cqd_hub.genome.experts import Base
@@ -24,7 +25,7 @@ from tests.genome.tiny_adapters import (
     opened,
     train,
 )
-from tests.genome.tiny_models import edit_tensors
+from tests.genome.tiny_models import edit_json, edit_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -170,6 +171,76 @@ def test_resized_vocabulary(tied: bool, rows: int, tmp_path: Path) -> None:
         assert torch.equal(expert.task_vector(slot), delta)
         own[:shared] = wanted[:shared]
         assert torch.equal(expert.weight(slot), own)
+
+
+@pytest.mark.parametrize("indices", [[3, 41], {"embed_tokens": [41, 3]}])
+@pytest.mark.parametrize("name", ["tied", "llama"])
+def test_trained_rows_of_added_tokens(name: str, indices: Any, tmp_path: Path) -> None:
+    base, adapter, rows = base_of(name), tmp_path / "adapter", VOCABULARY + 3
+    config = lora(trainable_token_indices=indices, base_model_name_or_path=str(base))
+    model = train(base, adapter, config, rows=rows).merge_and_unload()
+    expert = opened(base, adapter)
+    slot = expert.base.slot_of("model.embed_tokens.weight")
+    assert expert.rows(slot) == rows
+    wanted = model.get_parameter("model.embed_tokens.weight")
+    torch.testing.assert_close(expert.stored_rows(slot), wanted.detach())
+    delta = expert.task_vector(slot)
+    assert [int(row) for row in delta.any(1).nonzero()] == [3]
+
+
+def test_frozen_copies_are_no_change(tmp_path: Path) -> None:
+    """PEFT saves an embedding with its factors, in the dtype of the training."""
+    base, adapter = base_of("biases"), tmp_path / "adapter"
+    train(base, adapter, lora(target_modules=["embed_tokens", "k_proj"], bias="lora_only"))
+    exact = opened(base, adapter)
+    bias = "base_model.model.model.layers.0.self_attn.k_proj.base_layer.bias"
+    own = exact.base.weight(exact.base.slot_of("model.layers.0.self_attn.k_proj.bias"))
+
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        name = "base_model.model.model.embed_tokens.base_layer.weight"
+        return tensors | {name: tensors[name].bfloat16(), bias: own}
+
+    edit_tensors(adapter / "adapter_model.safetensors", change)
+    expert = opened(base, adapter)
+    kinds = forms(expert)
+    assert kinds.pop("model.layers.1.self_attn.k_proj.bias") == "dense"
+    assert set(kinds.values()) == {"factors"}
+    assert "model.layers.0.self_attn.k_proj.bias" not in kinds
+    slot = expert.base.slot_of("model.embed_tokens.weight")
+    assert torch.equal(expert.weight(slot), exact.weight(slot))
+
+
+def test_older_names_than_the_base_s(tmp_path: Path) -> None:
+    """Names that transformers would rename on loading are found under their new ones."""
+    base, adapter = tmp_path / "mixtral", tmp_path / "adapter"
+    model = load(base_of("mixtral"))
+    model.config.save_pretrained(base)
+    save_file(dict(model.named_parameters()), base / "model.safetensors")
+    train(base_of("mixtral"), adapter, lora(target_modules=["q_proj"]))
+    module = "model.layers.0.block_sparse_moe.gate"
+    factors = {"lora_A": torch.randn(3, 16), "lora_B": torch.randn(3, 3)}
+    edit_tensors(
+        adapter / "adapter_model.safetensors",
+        lambda tensors: (
+            tensors | {f"base_model.model.{module}.{name}.weight": t for name, t in factors.items()}
+        ),
+    )
+    expert = opened(base, adapter)
+    slot = expert.base.slot_of("model.layers.0.mlp.gate.weight")
+    wanted = factors["lora_B"] @ factors["lora_A"] * 5 / 3
+    torch.testing.assert_close(dense(expert.task_vector(slot)), wanted)
+
+
+def test_architecture_that_transformers_does_not_know(tmp_path: Path) -> None:
+    """Stored names and the adapter's own config have to do."""
+    base, adapter = shutil.copytree(base_of("gpt2"), tmp_path / "base"), tmp_path / "adapter"
+    options = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
+    train(base_of("gpt2"), adapter, lora(**options))
+    wanted = merged(base_of("gpt2"), adapter)
+    edit_json(base / "config.json", model_type="novel", architectures=["NovelForCausalLM"])
+    expert = opened(base, adapter)
+    assert expert.base.stored.architecture is None
+    check(expert, wanted)
 
 
 def test_extended_base(tmp_path: Path) -> None:
