@@ -54,15 +54,17 @@ class Run:
         who: str,
         to: str | Path,
         *,
-        form: Literal["checkpoint", "adapter", "mergekit"] = "checkpoint",
-        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-        rank: int | None = None,
+        form: Literal["checkpoint", "adapter", "mergekit", "crossover", "gguf"] = "checkpoint",
+        **options: Any,
     ) -> Path:
-        """Write an individual as a model that other tools load; returns *to*."""
-        from cqd_hub.run.export import export_individual
+        """Write an individual as a model that other tools load; returns what was written.
 
-        export_individual(self.folder, who, Path(to), form=form, dtype=dtype, rank=rank)
-        return Path(to)
+        *options* are those of `cqd_hub.run.export.ExportOptions`.
+        """
+        from cqd_hub.run.export import ExportOptions, export_individual
+
+        chosen = ExportOptions(**options)
+        return export_individual(self.folder, who, Path(to), form=form, options=chosen).path
 
 
 def evolve(

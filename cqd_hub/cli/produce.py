@@ -100,38 +100,107 @@ def export(
     ],
     to: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.")],
     form: Annotated[
-        Literal["checkpoint", "adapter", "mergekit"],
-        typer.Option("--as", help="Full model, PEFT LoRA adapter, or mergekit YAML."),
+        Literal["checkpoint", "adapter", "mergekit", "crossover", "gguf"],
+        typer.Option(
+            "--form",
+            help="Full model; PEFT LoRA adapter; mergekit YAML over base and experts, or over "
+            "a child's parents; GGUF file.",
+        ),
     ] = "checkpoint",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option("--dtype", help="Of a checkpoint's tensors [default: the base's]."),
+        typer.Option(
+            "--dtype", help="Of the weights [default: the base's; float32 for an adapter]."
+        ),
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option("--shard-size", help="checkpoint: largest file [default: 5GB].")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", min=1, help="Of an adapter [default: exact].")
+        int | None,
+        typer.Option("--rank", min=1, help="adapter: of every module [default: exact]."),
+    ] = None,
+    error: Annotated[
+        float | None,
+        typer.Option("--error", help="adapter: smallest ranks with this relative error, as 0.01."),
+    ] = None,
+    consumer: Annotated[
+        Literal["peft", "vllm"] | None,
+        typer.Option(
+            "--for", help="adapter: vllm keeps to linear layers and one rank [default: peft]."
+        ),
+    ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="adapter: leave out what has no place in one, and say so."),
+    ] = False,
+    purpose: Annotated[
+        Literal["attach", "merge"] | None,
+        typer.Option("--purpose", help="adapter of tied embeddings: stays attached, or is merged."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="adapter, mergekit: name of the base [default: its path]."),
+    ] = None,
+    outtype: Annotated[
+        Literal["auto", "f32", "f16", "bf16", "q8_0"] | None,
+        typer.Option("--outtype", help="gguf: as llama.cpp's converter knows it [default: auto]."),
+    ] = None,
+    converter: Annotated[
+        Path | None,
+        typer.Option(
+            "--converter",
+            help="gguf: convert_hf_to_gguf.py or its folder [default: $LLAMA_CPP, $PATH].",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write one individual of a run as a model that other tools load.
 
+    The folder appears whole or not at all; the same command goes on with a killed export.
+
     Examples:
 
         cqd-hub export runs/quickstart best --to my-model
 
-        cqd-hub export runs/quickstart 57 --to my-adapter --as adapter --rank 32
+        cqd-hub export runs/quickstart 57 --to my-adapter --form adapter --error 0.01
 
-        cqd-hub export runs/quickstart best:coding --to my-merge --as mergekit
+        cqd-hub export runs/quickstart best --to served --form adapter --for vllm --dtype bfloat16
+
+        cqd-hub export runs/quickstart best:coding --to my-merge --form mergekit
+
+        cqd-hub export runs/quickstart 57 --to how --form crossover
+
+        cqd-hub export runs/quickstart best --to my-gguf --form gguf --converter ~/llama.cpp
     """
-    from cqd_hub.run.export import export_individual
+    from cqd_hub.run.export import ExportOptions, export_individual
 
     def note(line: str) -> None:
         print(line, file=sys.stderr)
 
-    made = export_individual(run, who, to, form=form, dtype=dtype, rank=rank, note=note)
+    options = ExportOptions(
+        dtype=dtype,
+        shard_size=shard_size,
+        rank=rank,
+        error=error,
+        consumer=consumer,
+        partial=partial,
+        purpose=purpose,
+        base=base,
+        outtype=outtype,
+        converter=converter,
+    )
+    made = export_individual(run, who, to, form=form, options=options, note=note)
     if as_json:
-        print(json.dumps({"path": str(to), "id": made.id, "genome": made.genome_hash}))
+        record = {
+            "path": str(made.path),
+            "form": form,
+            "id": made.individual.id,
+            "genome": made.individual.genome_hash,
+        }
+        print(json.dumps(record | made.details))
     else:
-        print(to)
+        print(made.path)
 
 
 def _again() -> str:

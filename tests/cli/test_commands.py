@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +98,7 @@ class TestExport:
         from transformers import AutoModelForCausalLM
 
         base = assets.folder("recipes") / "quickstart" / "models" / "base"
-        assert cli("export", run, "best", "--to", tmp_path / "a", "--as", "adapter").code == 0
+        assert cli("export", run, "best", "--to", tmp_path / "a", "--form", "adapter").code == 0
         assert cli("export", run, "best", "--to", tmp_path / "m", "--dtype", "float32").code == 0
         ids = torch.arange(3, 40)[None]
         whole = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
@@ -108,9 +109,74 @@ class TestExport:
         assert (wanted - got).norm() / wanted.norm() < 1e-5
 
     def test_mergekit_folder(self, cli: Cli, run: Path, tmp_path: Path) -> None:
-        assert cli("export", run, "aggregate", "--to", tmp_path / "y", "--as", "mergekit").code == 0
+        made = cli("export", run, "aggregate", "--to", tmp_path / "y", "--form", "mergekit")
+        assert made.code == 0
         assert (tmp_path / "y" / "mergekit.yml").read_text().startswith("merge_method")
         assert "mergekit-yaml" in (tmp_path / "y" / "README.md").read_text()
+
+    def test_small_adapter_for_vllm(self, cli: Cli, run: Path, tmp_path: Path) -> None:
+        to, form = tmp_path / "a", ("--form", "adapter", "--for", "vllm", "--rank", 8)
+        result = cli("export", run, "best", "--to", to, *form, "--json")
+        made = json.loads(result.out)
+        config = json.loads((to / "adapter_config.json").read_text())
+        assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (8, 8, {})
+        assert made["rank"] == 8
+        assert 0 < made["relative_error"] < 1
+        assert f"relative error {made['relative_error']:.2g}" in result.err
+        assert "--max-lora-rank 8" in result.err
+        again = cli("export", run, "best", "--to", tmp_path / "b", *form[:2], "--error", "0.3")
+        assert again.code == 0, again.err
+
+    def test_crossover_is_what_was_recorded(self, cli: Cli, run: Path, tmp_path: Path) -> None:
+        from tests.genome.run_mergekit import merged
+
+        options = ("--form", "crossover", "--dtype", "float32")
+        assert cli("export", run, "5", "--to", tmp_path / "how", *options).code == 0
+        assert cli("export", run, "5", "--to", tmp_path / "m", "--dtype", "float32").code == 0
+        state = merged(tmp_path / "how" / "mergekit.yml", tmp_path)
+        for name, tensor in load_file(tmp_path / "m" / "model.safetensors").items():
+            assert (state[name] - tensor).norm() <= 1e-6 * tensor.norm(), name
+        result = cli("export", run, "coding", "--to", tmp_path / "x", *options)
+        assert result.code == 2
+        assert "coding was not made by a crossover (use --form mergekit" in result.err
+
+    def test_gguf_without_a_converter(
+        self, cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("LLAMA_CPP", raising=False)
+        monkeypatch.setenv("PATH", "/usr/bin:/bin")
+        to = tmp_path / "model"
+        result = cli("export", run, "best", "--to", to, "--form", "gguf", "--outtype", "f16")
+        assert result.code == 0
+        assert "converter was not found" in result.err
+        command = shlex.split(result.err.rsplit("run: ", 1)[1])
+        assert command[:3] == ["python", "convert_hf_to_gguf.py", str(to)]
+        assert command[3:] == ["--outfile", f"{to}/model-{{ftype}}.gguf", "--outtype", "f16"]
+        assert (to / "model.safetensors").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "line"),
+        [
+            (["--rank", "8"], "--rank: means nothing with --form checkpoint"),
+            (["--error", "0.1", "--form", "gguf"], "use it with --form adapter"),
+            (["--for", "vllm", "--form", "mergekit"], "--for: means nothing"),
+            (["--shard-size", "1GB", "--form", "adapter"], "use it with --form checkpoint"),
+            (["--base", "a/b", "--form", "crossover"], "--form adapter or mergekit"),
+            (["--converter", "nowhere"], "--converter: means nothing"),
+            (["--form", "gguf", "--converter", "nowhere"], "no convert_hf_to_gguf.py there"),
+            (["--form", "adapter", "--rank", "3", "--for", "vllm"], "vLLM has no rank 3"),
+            (["--form", "adapter", "--rank", "3", "--error", "0.1"], "give one of the two"),
+            (["--form", "adapter", "--error", "1.5"], "1.5 is not an error"),
+            (["--shard-size", "5 apples"], "is not a size"),
+        ],
+    )
+    def test_options_that_make_no_sense(
+        self, cli: Cli, run: Path, tmp_path: Path, options: list[str], line: str
+    ) -> None:
+        result = cli("export", run, "best", "--to", tmp_path / "x", *options)
+        assert result.code == 2
+        assert line in result.err
+        assert not list(tmp_path.iterdir())
 
     def test_negative_ids(self, cli: Cli, run: Path, tmp_path: Path) -> None:
         result = cli("export", run, "-2", "--to", tmp_path / "merge", "--json")

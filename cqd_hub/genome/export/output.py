@@ -45,7 +45,7 @@ def output_folder(path: Path, *, needed: int, key: Mapping[str, object]) -> Iter
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial, path):
             try:
-                _prepare(partial, path, needed, {**key, "target": str(path.absolute())})
+                _prepare(partial, path, needed, dict(key))
                 yield partial
                 _publish(partial, path)
             except _NoRoom:
