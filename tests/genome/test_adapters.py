@@ -231,6 +231,13 @@ def test_older_names_than_the_base_s(tmp_path: Path) -> None:
     torch.testing.assert_close(dense(expert.task_vector(slot)), wanted)
 
 
+def test_forms_need_no_data(tmp_path: Path) -> None:
+    train(base_of("llama"), tmp_path / "adapter", lora(modules_to_save=["mlp"]))
+    expert = opened(base_of("llama"), tmp_path / "adapter")
+    (tmp_path / "adapter/adapter_model.safetensors").unlink()
+    assert set(forms(expert).values()) == {"factors", "dense"}
+
+
 def test_architecture_that_transformers_does_not_know(tmp_path: Path) -> None:
     """Stored names and the adapter's own config have to do."""
     base, adapter = shutil.copytree(base_of("gpt2"), tmp_path / "base"), tmp_path / "adapter"
@@ -250,6 +257,10 @@ def test_extended_base(tmp_path: Path) -> None:
     train(base, tmp_path / "adapter", lora(**options))
     train(base, tmp_path / "plain", lora(target_modules=["embed_tokens", "lm_head"]))
     ends = frozenset(("model.embed_tokens.weight", "lm_head.weight"))
+    edit_tensors(
+        tmp_path / "plain/adapter_model.safetensors",
+        lambda tensors: {n: t for n, t in tensors.items() if ".base_layer." not in n},
+    )
     for folder in ("adapter", "plain"):
         expert = opened(base, tmp_path / folder)
         grown = Base(expert.base.stored, Vocabulary(VOCABULARY + 2, ends, base))
