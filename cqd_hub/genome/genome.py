@@ -48,6 +48,13 @@ class Genome:
     noise: Mapping[int, np.ndarray] = field(default_factory=dict)
     merges: Mapping[Merge, np.ndarray] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Sums over these are rounded: equal genomes, made or read, must be summed in one order.
+        noise = sorted(self.noise.items(), key=lambda item: item[0])
+        merges = sorted(self.merges.items(), key=lambda item: item[0].id)
+        object.__setattr__(self, "noise", dict(noise))
+        object.__setattr__(self, "merges", dict(merges))
+
     @classmethod
     def of_base(cls, basis: str, layout: Layout) -> Genome:
         """The base model itself: every coefficient 0."""
@@ -100,7 +107,7 @@ class Genome:
             noise={
                 int(name[6:]): row for name, row in tensors.items() if name.startswith("noise:")
             },
-            merges=_ordered({merge: tensors[f"merge:{merge.id}"] for merge in merges}),
+            merges={merge: tensors[f"merge:{merge.id}"] for merge in merges},
         )
 
     @property
@@ -147,11 +154,6 @@ def combine(genomes: Sequence[Genome], weights: np.ndarray, layout: Layout) -> G
         bases.pop(),
         coefficients.astype(np.float32),
         {name: core.astype(np.float32) for name, core in cores.items()},
-        {seed: scales.astype(np.float32) for seed, scales in sorted(noise.items())},
-        _ordered({merge: row.astype(np.float32) for merge, row in merges.items() if row.any()}),
+        {seed: scales.astype(np.float32) for seed, scales in noise.items()},
+        {merge: row.astype(np.float32) for merge, row in merges.items() if row.any()},
     )
-
-
-def _ordered(merges: Mapping[Merge, np.ndarray]) -> dict[Merge, np.ndarray]:
-    """Sorted, so that equal genomes are summed in one order, whether made or read."""
-    return dict(sorted(merges.items(), key=lambda item: item[0].id))

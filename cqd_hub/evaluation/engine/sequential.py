@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +25,9 @@ from cqd_hub.evaluation.engine._interface import (
 from cqd_hub.genome import Basis, Materialiser
 from cqd_hub.genome.architecture import Architecture
 from cqd_hub.genome.experts import Base
-from cqd_hub.genome.merge.store import MergeStore
+
+if TYPE_CHECKING:
+    from cqd_hub.genome.merge.store import MergeStore
 
 _Request = TypeVar("_Request", Generate, LogLikelihood)
 _Result = TypeVar("_Result")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 
 from cqd_hub.errors import UserError
 
@@ -176,8 +175,8 @@ def _check_value(method: str, spec: Any, value: Any) -> None:
     for one in each:
         try:
             number = spec.validate(one)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
+        except ValueError as error:  # pydantic's, which the genome does without
+            problem = error.errors()[0]["msg"]  # type: ignore[attr-defined]
             raise UserError(
                 f"{problem[0].lower()}{problem[1:]}, not {one!r}", where=where
             ) from None
