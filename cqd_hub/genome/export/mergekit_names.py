@@ -10,6 +10,7 @@ from cqd_hub.errors import UserError
 from cqd_hub.genome.basis import Basis
 from cqd_hub.genome.checkpoint import Checkpoint
 from cqd_hub.genome.experts import Base, is_adapter
+from cqd_hub.genome.export.checkpoint import stored_parts
 from cqd_hub.genome.export.peft import site
 
 # Whose tensors mergekit 0.1.5 does not find.
@@ -118,10 +119,9 @@ def usable(basis: Basis, expert: int) -> bool:
             )
             for slot in basis.layout.slots
         )
-    mine, theirs = Checkpoint(made.path).headers, basis.base.checkpoint.headers
-    weights = {slot.tensor for slot in basis.layout.slots}
+    mine = Checkpoint(made.path).headers
     return all(
-        name in mine and mine[name].shape == header.shape
-        for name, header in theirs.items()
-        if name in weights
+        part.name in mine and mine[part.name].shape == part.shape
+        for part in stored_parts(basis)
+        if part.slots and part.name not in basis.base.inventory.aliases
     )
