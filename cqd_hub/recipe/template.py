@@ -34,7 +34,8 @@ search:
   sampling: {kind: elite, low: 0.5, high: 0.8}       # or {kind: random}
 
 variation:
-  crossover: {per: model, mean: 1.0, deviation: 0.5}          # per: model, layer or matrix
+  # per: model, layer or matrix; or any merge method of mergekit's: `crossover: ties`
+  crossover: {per: model, mean: 1.0, deviation: 0.5}
   mutation: {kind: svd, of: expert, w_max: 0.5, per: layer}   # kind: svd, gaussian or none
 
 # rank: full keeps every singular direction; a number keeps so many, the rest under one scale.

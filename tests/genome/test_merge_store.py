@@ -33,6 +33,7 @@ from cqd_hub.genome.materialise import normal
 from cqd_hub.genome.merge import Merge
 from cqd_hub.genome.merge.store import MergeStore
 from tests.genome.conftest import Family
+from tests.genome.run_mergekit import merged
 from tests.genome.tiny_models import basis_of, load
 
 
@@ -211,6 +212,17 @@ class TestFiles:
         line.state(child)
         assert line.made == [*ids(child)]
 
+    @pytest.mark.parametrize("damage", [b"", b"xxxxxxxxx"])
+    def test_a_damaged_file_is_made_again(self, line: Line, damage: bytes) -> None:
+        child = line.child(*line.experts[:2])
+        state = line.state(child)
+        (path,) = line.folder.iterdir()
+        whole = path.read_bytes()
+        for content in (damage, whole[: len(whole) // 2]):
+            path.write_bytes(content)
+            assert equal(line.state(child), state)
+            assert path.read_bytes() == whole
+
     def test_debris_goes_and_the_rest_stays(self, line: Line) -> None:
         child = line.child(*line.experts[:2])
         line.state(child)
@@ -359,35 +371,17 @@ class TestExports:
             purpose="merge",
             merges=line.store,
         )
-        merged = PeftModel.from_pretrained(load(base), str(tmp_path / "out")).merge_and_unload()
-        for name, tensor in merged.state_dict().items():
+        model = PeftModel.from_pretrained(load(base), str(tmp_path / "out")).merge_and_unload()
+        for name, tensor in model.state_dict().items():
             if name in state:
                 assert torch.allclose(tensor, state[name], atol=1e-5), name
 
     def test_mergekit(self, line: Line, mixed: Genome, tmp_path: Path) -> None:
-        import yaml
-        from mergekit.config import MergeConfiguration
-        from mergekit.io.tasks import LoaderCache
-        from mergekit.merge import run_merge
-        from mergekit.options import MergeOptions
-
         recipe = export_mergekit(
             mixed, line.basis, tmp_path / "out", out_dtype="float32", merges=line.store
         )
-        LoaderCache().loaders.clear()
-        run_merge(
-            MergeConfiguration.model_validate(yaml.safe_load(recipe.read_text())),
-            str(tmp_path / "merged"),
-            options=MergeOptions(
-                write_model_card=False,
-                copy_tokenizer=False,
-                quiet=True,
-                lora_merge_cache=str(tmp_path / "lora"),
-                lora_merge_dtype="float32",
-            ),
-        )
         state = line.state(mixed)
-        for name, tensor in load_file(tmp_path / "merged" / "model.safetensors").items():
+        for name, tensor in merged(recipe, tmp_path).items():
             if name in state:
                 assert torch.allclose(tensor, state[name], atol=1e-5), name
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from cqd_hub.errors import RunError
 from cqd_hub.genome.export.stream import tensor_file
@@ -27,6 +27,8 @@ from cqd_hub.randomness import generator
 if TYPE_CHECKING:
     from cqd_hub.genome.basis import Basis
     from cqd_hub.genome.genome import Genome
+
+_Part = TypeVar("_Part")
 
 
 class Source(Protocol):
@@ -89,21 +91,11 @@ class MergeStore:
         Raises:
             RunError: It had to be made again and came out different, or the disk is failing.
         """
-        while True:
-            try:
-                with safe_open(self._path(merge), framework="pt") as opened:
-                    return opened.get_tensor(slot)
-            except FileNotFoundError:
-                self.ensure([merge])
+        return self._read(merge, lambda opened: opened.get_tensor(slot))
 
     def digest(self, merge: Merge) -> str:
         """SHA-256 of a merge's tensors."""
-        while True:
-            try:
-                with safe_open(self._path(merge), framework="pt") as opened:
-                    return opened.metadata()["digest"]
-            except FileNotFoundError:
-                self.ensure([merge])
+        return self._read(merge, lambda opened: opened.metadata()["digest"])
 
     @contextmanager
     def holding(self, merges: Collection[Merge]) -> Iterator[None]:
@@ -171,6 +163,16 @@ class MergeStore:
         )
 
     # Inside.
+
+    def _read(self, merge: Merge, part: Callable[[Any], _Part]) -> _Part:
+        while True:
+            try:
+                with safe_open(self._path(merge), framework="pt") as opened:
+                    return part(opened)
+            except FileNotFoundError:
+                self.ensure([merge])
+            except SafetensorError:  # damaged: not by us, they appear whole
+                self._path(merge).unlink(missing_ok=True)
 
     def _attached(self) -> Source:
         if self._source is None:  # all was there, and another process has cleared it meanwhile
