@@ -59,14 +59,12 @@ FAMILIES = {
         "Qwen3MoeConfig",
         _EXPERTS | {"num_experts": 4, "moe_intermediate_size": 16},
         "mixture, stored per expert",
-        adapter=False,
     ),
     "mixtral": Family(
         "Mixtral",
         "MixtralConfig",
         _EXPERTS | {"num_local_experts": 4, "sliding_window": None},
         "mixture, stored per expert",
-        adapter=False,
     ),
     "gpt_oss": Family(
         "GPT-OSS",

@@ -5,45 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 
 from cqd_hub.errors import UserError
 from cqd_hub.genome.basis import Basis
 from cqd_hub.genome.experts import LowRank
+from cqd_hub.genome.export.adapter_plan import (
+    VLLM_RANKS,
+    AdapterDtype,
+    AdapterPlan,
+    Consumer,
+    energy_of,
+)
 from cqd_hub.genome.export.deltas import Deltas
 from cqd_hub.genome.export.output import output_folder
 from cqd_hub.genome.export.peft import (
     Purpose,
     Site,
-    VectorSite,
     lora_config,
     lora_tensors,
-    site,
-    vector_site,
     vector_tensors,
-)
-from cqd_hub.genome.export.ranks import (
-    Spectrum,
-    decomposed,
-    padded,
-    smallest_ranks,
-    smallest_uniform,
-    spectrum,
-    truncated,
+    wrapper_depths,
 )
 from cqd_hub.genome.export.stream import tensor_file
 from cqd_hub.genome.genome import Genome
 
 if TYPE_CHECKING:
     from cqd_hub.genome.merge.store import MergeStore
-
-AdapterDtype = Literal["float32", "bfloat16", "float16"]
-Consumer = Literal["peft", "vllm"]
-# The values that vLLM's max_lora_rank may have.
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class AdapterExport(NamedTuple):
@@ -108,7 +98,7 @@ def export_adapter(
     """
     _check_wishes(rank, error, consumer)
     deltas = Deltas(genome, basis, merges=merges)
-    plan = _Plan(deltas, consumer=consumer, decompose=error is not None)
+    plan = AdapterPlan(deltas, consumer=consumer, decompose=error is not None)
     plan.check(out, partial=partial)
     bound = None if error is None else error**2 * plan.energy
     budget = None if bound is None else bound - plan.left_energy
@@ -138,148 +128,23 @@ def _check_wishes(rank: int | None, error: float | None, consumer: Consumer) -> 
         raise UserError(f"vLLM has no rank {rank}", where="rank", remedy=f"give one of {known}")
 
 
-class _Plan:
-    """What goes where, and how much of the task vector that is: a first pass over all slots.
-
-    Attributes:
-        sites: Slot number → where its factors go.
-        vectors: Where a norm or bias goes → its value, fp32.
-        left_out: Names of what a consumer refuses and what has no place.
-        homeless: Names of what has no place in any adapter.
-        energy: ‖τ‖².
-        left_energy: That of what is left out.
-    """
-
-    def __init__(self, deltas: Deltas, *, consumer: Consumer, decompose: bool) -> None:
-        self.deltas, self._consumer, self.decompose = deltas, consumer, decompose
-        self.sites: dict[int, Site] = {}
-        self.vectors: dict[VectorSite, torch.Tensor] = {}
-        self.left_out: list[str] = []
-        self.homeless: list[str] = []
-        self.energy = self.left_energy = 0.0
-        self._inner: dict[int, int] = {}
-        self._spectra: dict[int, Spectrum] = {}
-        for index, product in deltas.matrices():
-            self._add_matrix(index, product)
-        for index, delta in deltas.vectors():
-            self._add_vector(index, delta)
-
-    def _add_matrix(self, index: int, product: LowRank) -> None:
-        slot = self.deltas.basis.layout.slots[index]
-        where = site(self.deltas.basis, slot)
-        energy = _energy_of(product)
-        if energy == 0:
-            return
-        self.energy += energy
-        refused = where is not None and (where.kind != "linear" or where.vocabulary)
-        if where is None or (self._consumer == "vllm" and refused):
-            self._leave_out(slot.name, energy, homeless=where is None)
-            return
-        self.sites[index] = where
-        self._inner[index] = product.up.shape[1]
-        self._spectra[index] = (
-            spectrum(decomposed(product))
-            if self.decompose
-            else Spectrum(np.empty(0), sum(slot.shape))
-        )
-
-    def _add_vector(self, index: int, delta: torch.Tensor) -> None:
-        basis, slot = self.deltas.basis, self.deltas.basis.layout.slots[index]
-        where, energy = vector_site(basis, slot), _energy(delta)
-        if energy == 0:
-            return
-        self.energy += energy
-        if where is None or self._consumer == "vllm":
-            self._leave_out(slot.name, energy, homeless=where is None)
-        else:
-            self.vectors[where] = basis.base.weight(slot).float() + delta
-
-    def _leave_out(self, name: str, energy: float, *, homeless: bool) -> None:
-        self.left_out.append(name)
-        self.left_energy += energy
-        if homeless and self._consumer == "peft":
-            self.homeless.append(name)
-
-    def check(self, out: Path, *, partial: bool) -> None:
-        """Refuse what makes no adapter."""
-        if self.homeless and not partial:
-            raise UserError(
-                f"{self.homeless[0]} differs from the base's, and a LoRA adapter has no place for "
-                f"it ({len(self.homeless)} such)",
-                where=str(out),
-                remedy="export a checkpoint, or a partial adapter",
-            )
-        if not self.sites:
-            scope = " that vLLM takes adapters of" if self._consumer == "vllm" else ""
-            raise UserError(
-                f"no matrix{scope} of this individual differs from the base's",
-                where=str(out),
-                remedy="export a checkpoint",
-            )
-
-    def ranks(self, rank: int | None, budget: float | None) -> dict[int, int]:
-        """Every module's rank, for a wanted one or for a loss of at most *budget*.
-
-        Raises:
-            UserError: No ranks keep the loss below it.
-        """
-        spectra = list(self._spectra.values())
-        if budget is not None:
-            uniform = smallest_uniform(spectra, budget, VLLM_RANKS)
-            if budget < 0 or (self._consumer == "vllm" and uniform is None):
-                least = (self.left_energy / self.energy) ** 0.5
-                raise UserError(
-                    "cannot be reached"
-                    + (f": what is left out is {least:.2g} by itself" if self.left_out else ""),
-                    where="error",
-                    remedy="allow more, use --dtype float32, or export a checkpoint",
-                )
-            if self._consumer == "vllm" and uniform is not None:
-                return dict.fromkeys(self.sites, uniform)
-            return dict(zip(self.sites, smallest_ranks(spectra, budget), strict=True))
-        if self._consumer == "vllm":
-            needed = rank or max(self._inner.values())
-            fitting = [allowed for allowed in VLLM_RANKS if allowed >= needed]
-            return dict.fromkeys(self.sites, fitting[0] if fitting else VLLM_RANKS[-1])
-        return {
-            index: inner if rank is None else min(rank, inner)
-            for index, inner in self._inner.items()
-        }
-
-    def bytes(self, ranks: Mapping[int, int], dtype: AdapterDtype) -> int:
-        """What factors of these ranks and the vectors take."""
-        numbers = sum(self._spectra[i].cost * rank for i, rank in ranks.items())
-        size = numbers * getattr(torch, dtype).itemsize
-        return size + sum(vector.nbytes for vector in self.vectors.values())
-
-    def factors(self, index: int, rank: int) -> tuple[LowRank, LowRank]:
-        """A slot's exact product, and what of it goes into the adapter."""
-        exact = self.deltas.matrix(index)
-        assert exact is not None  # it was planned
-        if self.decompose:
-            up, down = decomposed(exact)
-            kept = LowRank(up[:, :rank], down[:rank])
-        else:
-            kept = truncated(exact, rank)
-        return exact, padded(kept, rank) if self._consumer == "vllm" else kept
-
-
 class MergingAdapter:
-    """An exact adapter of matrices alone, to be merged into the base.
+    """An exact adapter of modules alone (no norms, biases, stacks), to be merged into the base.
 
     Attributes:
         bytes: Of its factors.
     """
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: AdapterPlan) -> None:
         self._plan, self._ranks = plan, plan.ranks(None, None)
         self.bytes = plan.bytes(self._ranks, "float32")
 
     @classmethod
     def of(cls, deltas: Deltas) -> MergingAdapter | None:
         """One that holds all of *deltas*, or None if none does."""
-        plan = _Plan(deltas, consumer="peft", decompose=False)
-        return cls(plan) if plan.sites and not (plan.homeless or plan.vectors) else None
+        plan = AdapterPlan(deltas, consumer="peft", decompose=False)
+        beyond = plan.homeless or plan.vectors or any(w.kind == "parameter" for w in plan.sites)
+        return cls(plan) if plan.sites and not beyond else None
 
     def write(self, folder: Path, base_name: str) -> None:
         """Write config and tensors into *folder*."""
@@ -293,39 +158,48 @@ class _Written(NamedTuple):
 
 
 def _write(
-    plan: _Plan, ranks: Mapping[int, int], folder: Path, dtype: AdapterDtype, purpose: Purpose
+    plan: AdapterPlan,
+    ranks: Mapping[Site, int],
+    folder: Path,
+    dtype: AdapterDtype,
+    purpose: Purpose,
 ) -> _Written:
     """Write the tensors module by module; ‖what is missing of τ‖² beside them."""
     basis, size, lost = plan.deltas.basis, 0, plan.left_energy
+    used = [where for where, rank in ranks.items() if rank]
     adapted = {
         module
-        for index, where in plan.sites.items()
-        if ranks[index]
-        for module in (where.module, *(where.ties if purpose == "attach" else ()))
+        for where in used
+        for module in (where.name, *(where.ties if purpose == "attach" else ()))
     }
+    depths = wrapper_depths(basis, used)
     with tensor_file(folder / "adapter_model.safetensors", _names(plan)) as add:
         for name, value in vector_tensors(basis, plan.vectors, adapted):
             add(name, value)
             size += value.nbytes
-        for index, rank in ranks.items():
-            exact, kept = plan.factors(index, rank)
+        for where, rank in ranks.items():
+            written = []
+            for exact in plan.products(where):
+                kept = plan.kept(exact, rank)
+                rounded = LowRank(*(part.to(getattr(torch, dtype)) for part in kept))
+                if rounded.up is not exact.up:
+                    mine = rounded.up.float() @ rounded.down.float()
+                    lost += energy_of(exact.up @ exact.down - mine)
+                written.append(plan.fitted(where, rounded, rank))
             if not rank:
-                lost += _energy_of(exact)
                 continue
-            rounded = LowRank(*(part.to(getattr(torch, dtype)) for part in kept))
-            if rounded.up is not exact.up:
-                lost += _energy(exact.up @ exact.down - rounded.up.float() @ rounded.down.float())
-            for name, tensor in lora_tensors(plan.sites[index], rounded, purpose).items():
+            tensors = lora_tensors(where, written, purpose, depth=depths.get(where, 0))
+            for name, tensor in tensors.items():
                 add(name, tensor)
                 size += tensor.nbytes
     return _Written(size, lost)
 
 
 def _write_config(
-    plan: _Plan, ranks: Mapping[int, int], folder: Path, base_name: str, purpose: Purpose
+    plan: AdapterPlan, ranks: Mapping[Site, int], folder: Path, base_name: str, purpose: Purpose
 ) -> None:
     config = lora_config(
-        {plan.sites[index]: rank for index, rank in ranks.items() if rank},
+        {where: rank for where, rank in ranks.items() if rank},
         base_name=base_name,
         purpose=purpose,
         modules_to_save=sorted({where.module for where in plan.vectors if where.saved}),
@@ -335,19 +209,8 @@ def _write_config(
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
-def _names(plan: _Plan) -> list[str]:
+def _names(plan: AdapterPlan) -> list[str]:
     """As many as may be written, and as long."""
     longest = max(len(slot.name) for slot in plan.deltas.basis.layout.slots)
-    tensors = sum(2 + 2 * len(where.ties) for where in plan.sites.values())
+    tensors = sum(2 + 2 * len(where.ties) for where in plan.sites)
     return ["x" * (longest + 64)] * (tensors + 8 * len(plan.vectors))
-
-
-def _energy_of(product: LowRank) -> float:
-    up, down = product
-    if up.shape[1] < min(up.shape[0], down.shape[1]):
-        return _energy(torch.linalg.qr(up).R @ down)
-    return _energy(up @ down)
-
-
-def _energy(delta: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2

@@ -93,10 +93,7 @@ class Deltas:
             product, dense = None, whole if dense is None else dense + whole
         if dense is None:
             return product
-        rows, columns = dense.shape
-        if rows >= columns:
-            return LowRank(dense, torch.eye(columns))
-        return LowRank(torch.eye(rows), dense)
+        return as_product(dense)
 
     def matrices(self) -> Iterator[tuple[int, LowRank]]:
         """Yield every matrix slot that differs; see `matrix`."""
@@ -146,3 +143,11 @@ class Deltas:
             raise ValueError("a genome that weighs merges needs the store that keeps them")
         slot = self.basis.layout.slots[index]
         return self._merges.tensor(merge, slot.name).float() - self.basis.base.weight(slot).float()
+
+
+def as_product(dense: torch.Tensor) -> LowRank:
+    """A matrix as itself times the identity."""
+    rows, columns = dense.shape
+    if rows >= columns:
+        return LowRank(dense, torch.eye(columns))
+    return LowRank(torch.eye(rows), dense)

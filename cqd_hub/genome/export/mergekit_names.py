@@ -114,8 +114,8 @@ def usable(basis: Basis, expert: int) -> bool:
             (form := made.form(slot)) is None
             or (
                 form == "factors"
-                and (where := site(basis, slot)) is not None
-                and where.kind in ("linear", "conv1d")
+                and (found := site(basis, slot)) is not None
+                and found[0].kind in ("linear", "conv1d")
             )
             for slot in basis.layout.slots
         )

@@ -22,6 +22,8 @@ class Spectrum(NamedTuple):
 def decomposed(product: LowRank) -> LowRank:
     """The same product as singular directions, strongest first, the values in ``up``."""
     inner = product.up.shape[1]
+    if not inner:
+        return product
     exact = inner < min(product.up.shape[0], product.down.shape[1])
     return LowRank(*factor(product if exact else product.up @ product.down, "full")[0])
 
