@@ -84,9 +84,17 @@ class FactorStore(Mapping[str, Factors]):
             return False
 
     def __getitem__(self, slot: str) -> Factors:
-        file = self.folder / self._index["slots"][slot]["file"]
+        entry = self._index["slots"][slot]
+        file = self.folder / entry["file"]
         with safe_open(file, framework="pt") as opened:
-            return Factors(opened.get_tensor(f"up:{slot}"), opened.get_tensor(f"down:{slot}"))
+            found = Factors(opened.get_tensor(f"up:{slot}"), opened.get_tensor(f"down:{slot}"))
+        if _digest(found) != entry["hash"]:
+            raise RunError(
+                f"its factors of {slot} are damaged",
+                where=str(file),
+                remedy=f"delete {self.folder}; it will be made again",
+            )
+        return found
 
     def __contains__(self, slot: object) -> bool:
         return slot in self._index["slots"]
@@ -136,11 +144,9 @@ class FactorWriter:
         """Add one slot, or that there is nothing in it (``None``)."""
         entry: dict[str, Any] = {"rank": 0, "retained": retained, "hash": ""}
         if factors is not None:
-            digest = hashlib.sha256()
-            for part, tensor in zip(("up", "down"), factors, strict=True):
-                self._tensors[f"{part}:{slot}"] = tensor.contiguous()
-                digest.update(self._tensors[f"{part}:{slot}"].numpy().data)
-            entry |= {"rank": factors.up.shape[1], "hash": digest.hexdigest()}
+            factors = Factors(*(tensor.contiguous() for tensor in factors))
+            self._tensors |= {f"up:{slot}": factors.up, f"down:{slot}": factors.down}
+            entry |= {"rank": factors.up.shape[1], "hash": _digest(factors)}
         self._pending[slot] = entry
         if sum(tensor.nbytes for tensor in self._tensors.values()) >= _SHARD:
             self._flush()
@@ -179,6 +185,13 @@ class FactorWriter:
         self._slots |= self._pending
         self._files[name] = size
         self._tensors, self._pending = {}, {}
+
+
+def _digest(factors: Factors) -> str:
+    digest = hashlib.sha256()
+    for tensor in factors:
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -239,7 +239,7 @@ class TestInit:
             *("--out", recipe),
         )
         assert made.code == 0, made.err
-        assert "# LoRA adapter" in recipe.read_text()
+        assert "# adapter" in recipe.read_text()
         few = "samples={optimisation: 8, validation: 8, test: 8}"
         ran = cli("evolve", recipe, "--out", tmp_path / "r", "-q", "--children", 4, "--set", few)
         assert ran.code == 0, ran.err

@@ -494,9 +494,8 @@ def test_a_base_without_tokenizer_or_with_missing_weights_is_refused(
         tensors = load_file(expert / "model.safetensors")
         moved = {key: tensor + 0.1 for key, tensor in tensors.items()}
         save_file(moved, expert / "model.safetensors", metadata={"format": "pt"})
-        wrong = build_basis(*open_models(folder, [expert]), cache=tmp_path / "cache")
         with pytest.raises(UserError, match=says):
-            make(wrong)
+            make(build_basis(*open_models(folder, [expert]), cache=tmp_path / "cache"))
 
 
 def _drop(path: Path, name: str) -> None:

@@ -4,13 +4,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cqd_hub.genome import Basis, Genome, Materialiser
+from cqd_hub.errors import RunError
+from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, open_models, store
+from cqd_hub.genome.experts import FullExpert
+from cqd_hub.genome.layout import Slot
 from tests.genome.tiny_models import basis_of, edit_tensors, make_full, make_lora, weights
 
 
@@ -128,9 +132,52 @@ def test_cache_is_keyed_by_content(family: Any, tmp_path: Path) -> None:
 def test_damaged_cache_entry_is_made_again(family: Any, tmp_path: Path) -> None:
     made = family()
     first = basis_of(made.base, made.lora[:1], tmp_path)
-    entry = next((tmp_path / "basis").iterdir())
+    entry = next((tmp_path / "basis").rglob("*.safetensors"))
     entry.write_bytes(entry.read_bytes()[:-100])
     assert basis_of(made.base, made.lora[:1], tmp_path).hash == first.hash
+
+
+def test_a_flipped_bit_in_the_cache_is_noticed(family: Any, tmp_path: Path) -> None:
+    made = family()
+    basis = basis_of(made.base, made.lora[:1], tmp_path)
+    entry = next((tmp_path / "basis").rglob("*.safetensors"))
+    content = bytearray(entry.read_bytes())
+    content[-1] ^= 1
+    entry.write_bytes(content)
+    expert = Genome.of_expert(basis.hash, basis.layout, 0)
+    with pytest.raises(RunError, match="are damaged"):
+        rebuilt(basis, expert)
+
+
+def test_an_interrupted_build_carries_on(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = family()
+    whole = basis_of(made.base, made.full[:1], tmp_path / "a")
+    monkeypatch.setattr(store, "_SHARD", 1 << 12)
+    models = open_models(made.base, made.full[:1])
+    seen: list[str] = []
+
+    def stop_in_the_middle(slot: Slot) -> torch.Tensor:
+        seen.append(slot.name)
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+        return FullExpert.task_vector(models[1][0], slot)
+
+    broken = SimpleNamespace(
+        task_vector=stop_in_the_middle,
+        form=models[1][0].form,
+        path=models[1][0].path,
+        content_hash=models[1][0].content_hash,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        build_basis(models[0], [broken], cache=tmp_path / "b")
+    before = {file: file.read_bytes() for file in (tmp_path / "b").rglob("*.safetensors")}
+    assert len(before) > 1
+    resumed = build_basis(*models, cache=tmp_path / "b")
+    assert resumed.hash == whole.hash
+    after = {file.name: file.read_bytes() for file in (tmp_path / "b").rglob("*.safetensors")}
+    assert all(after[file.name] == content for file, content in before.items())
 
 
 HASHES = """
