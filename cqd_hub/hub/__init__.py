@@ -1,0 +1,1 @@
+"""Talking to the Hugging Face Hub: one patient client, references, verified downloads, commits."""
