@@ -43,7 +43,7 @@ def init(
     if len(experts) < 2:
         raise UserError("a search needs at least two experts", remedy="name another folder")
     from cqd_hub.genome import open_models
-    from cqd_hub.genome.experts import is_adapter
+    from cqd_hub.genome.models.experts import is_adapter
 
     _, opened = open_models(base, experts, note=lambda line: print(line, file=sys.stderr))
     kinds = ["adapter" if is_adapter(expert) else "full fine-tune" for expert in opened]

@@ -7,7 +7,7 @@ from cqd_hub.genome.basis import Basis, build_basis
 from cqd_hub.genome.genome import Genome, combine
 from cqd_hub.genome.layout import Granularity, Layout
 from cqd_hub.genome.materialise import Materialiser
-from cqd_hub.genome.opening import open_models
+from cqd_hub.genome.models.opening import open_models
 from cqd_hub.genome.operators import (
     crossover,
     crossover_weights,

@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.experts import Base, Expert, LowRank
 from cqd_hub.genome.factor import factor
 from cqd_hub.genome.layout import Layout, Slot
+from cqd_hub.genome.models.experts import Base, Expert, LowRank
 from cqd_hub.genome.store import FactorStore, FactorWriter, cache_folder, check_room, exclusive
 
 Rank = int | Literal["full"]

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from cqd_hub.genome.experts import LowRank, blocks
+from cqd_hub.genome.models.experts import LowRank, blocks
 from cqd_hub.genome.store import Factors
 
 

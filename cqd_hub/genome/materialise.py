@@ -106,6 +106,11 @@ class Materialiser:
         """One of the base's own tensors, to be read only."""
         return self._base[self.basis.layout.slots[slot].name]
 
+    def release(self) -> None:
+        """Let go of the factors and fine-tunes that are kept for the next individual."""
+        for kept in (self._experts, self._stacks, self._frames):
+            kept.clear()
+
     def base_dtype(self, slot: int) -> torch.dtype:
         """What the base's own tensor was saved in."""
         return self._base[self.basis.layout.slots[slot].name].dtype

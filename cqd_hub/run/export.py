@@ -79,7 +79,8 @@ class ExportOptions:
                 remedy=f"did you mean {close[0]!r}?" if close else f"use one of {known}",
             )
         for option in fields(self):
-            if getattr(self, option.name) and option.name not in OPTIONS_OF[form]:
+            given = getattr(self, option.name) not in (None, False)
+            if given and option.name not in OPTIONS_OF[form]:
                 forms = [other for other, names in OPTIONS_OF.items() if option.name in names]
                 raise UserError(
                     f"means nothing with --form {form}",

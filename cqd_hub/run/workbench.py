@@ -22,8 +22,8 @@ from cqd_hub.run.merges import open_merges
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
     from cqd_hub.genome import Basis
-    from cqd_hub.genome.experts import Base, Expert
     from cqd_hub.genome.merge.store import MergeStore
+    from cqd_hub.genome.models.experts import Base, Expert
 
 _VERSIONED = ("torch", "transformers", "safetensors", "numpy", "lm-eval", "datasets", "peft")
 

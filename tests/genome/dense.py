@@ -15,8 +15,8 @@ from cqd_hub.genome import (
     mutate_expert,
     mutate_gaussian,
 )
-from cqd_hub.genome.experts import is_adapter
 from cqd_hub.genome.materialise import normal
+from cqd_hub.genome.models.experts import is_adapter
 from tests.genome.families import by_slot, merged, stored
 
 Dense = dict[str, torch.Tensor]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cqd_hub.genome.adapters import AdapterExpert
-from cqd_hub.genome.experts import Base
-from cqd_hub.genome.vocabulary import Vocabulary
+from cqd_hub.genome.models.adapters import AdapterExpert
+from cqd_hub.genome.models.experts import Base
+from cqd_hub.genome.models.vocabulary import Vocabulary
 from tests.genome.tiny_adapters import (
     VOCABULARY,
     base_of,

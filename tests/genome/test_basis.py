@@ -13,8 +13,8 @@ import torch
 
 from cqd_hub.errors import RunError
 from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, open_models, store
-from cqd_hub.genome.experts import FullExpert
 from cqd_hub.genome.layout import Slot
+from cqd_hub.genome.models.experts import FullExpert
 from tests.genome.tiny_models import basis_of, edit_tensors, make_full, make_lora, weights
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from cqd_hub.errors import UserError
 from cqd_hub.genome import (
@@ -188,3 +189,24 @@ def test_recipe_over_a_grown_vocabulary(tmp_path: Path, name: str) -> None:
     assert str(tmp_path / "recipe" / "base") in text
     assert str(tmp_path / "one") in text  # has all rows
     assert str(tmp_path / "plain") not in text  # has not
+
+
+def test_tokenizer_and_chat_template_of_a_grown_vocabulary(tmp_path: Path) -> None:
+    """The tokenizer is the expert's that added tokens, the chat template the base's."""
+    base = make_model("llama", tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    (base / "LICENSE").write_text("free")
+    expert = grown(base, tmp_path / "one", ["<a>"], seed=1)
+    (expert / "chat_template.jinja").unlink(missing_ok=True)
+    (base / "vocab.txt").write_text("only the base's own")
+    basis = build_basis(*open_models(base, [expert], cache=tmp_path), cache=tmp_path)
+    genome = Genome.of_expert(basis.hash, basis.layout, 0)
+    out = tmp_path / "out"
+    export_checkpoint(genome, Materialiser(basis), out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.convert_tokens_to_ids("<a>") == 64
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "<7> <a>"}])
+    assert chat["input_ids"] == [7, 64]
+    assert load(out).config.vocab_size == 65
+    assert (out / "LICENSE").read_text() == "free"
+    assert not (out / "vocab.txt").exists()

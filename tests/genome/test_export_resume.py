@@ -19,7 +19,7 @@ from cqd_hub.genome import Basis, Genome, Materialiser
 from cqd_hub.genome.export import export_checkpoint
 from cqd_hub.genome.export.checkpoint import ModelFiles
 from cqd_hub.genome.export.output import output_folder
-from cqd_hub.genome.export.stream import tensor_file
+from cqd_hub.genome.stream import tensor_file
 from tests.genome.tiny_models import basis_of, load
 
 SHARD = "20KB"

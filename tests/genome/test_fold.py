@@ -14,7 +14,7 @@ import torch
 
 from cqd_hub.errors import RunError
 from cqd_hub.genome import fold
-from cqd_hub.genome.experts import FullExpert
+from cqd_hub.genome.models.experts import FullExpert
 from tests.genome.tiny_adapters import (
     VOCABULARY,
     base_of,

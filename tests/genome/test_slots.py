@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine.sequential import SequentialEngine
 from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, open_models
-from cqd_hub.genome.architecture import Architecture
+from cqd_hub.genome.models.architecture import Architecture
 from tests.genome.families import by_slot, fine_tune, make_model, stored
 from tests.genome.tiny_models import drop, edit_json, edit_tensors
 

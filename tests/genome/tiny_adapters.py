@@ -15,9 +15,9 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.adapters import AdapterExpert, open_adapter
-from cqd_hub.genome.experts import LowRank
-from cqd_hub.genome.opening import open_base
+from cqd_hub.genome.models.adapters import AdapterExpert, open_adapter
+from cqd_hub.genome.models.experts import LowRank
+from cqd_hub.genome.models.opening import open_base
 
 VOCABULARY = 40
 COMMON = {

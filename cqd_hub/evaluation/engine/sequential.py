@@ -23,8 +23,8 @@ from cqd_hub.evaluation.engine._interface import (
     Request,
 )
 from cqd_hub.genome import Basis, Materialiser
-from cqd_hub.genome.architecture import Architecture
-from cqd_hub.genome.experts import Base
+from cqd_hub.genome.models.architecture import Architecture
+from cqd_hub.genome.models.experts import Base
 
 if TYPE_CHECKING:
     from cqd_hub.genome.merge.store import MergeStore

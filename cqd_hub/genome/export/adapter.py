@@ -11,7 +11,6 @@ import torch
 
 from cqd_hub.errors import UserError
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.experts import LowRank
 from cqd_hub.genome.export.adapter_plan import (
     VLLM_RANKS,
     AdapterDtype,
@@ -29,8 +28,9 @@ from cqd_hub.genome.export.peft import (
     vector_tensors,
     wrapper_depths,
 )
-from cqd_hub.genome.export.stream import tensor_file
 from cqd_hub.genome.genome import Genome
+from cqd_hub.genome.models.experts import LowRank
+from cqd_hub.genome.stream import tensor_file
 
 if TYPE_CHECKING:
     from cqd_hub.genome.merge.store import MergeStore

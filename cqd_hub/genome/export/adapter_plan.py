@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.experts import LowRank
 from cqd_hub.genome.export.deltas import Deltas
 from cqd_hub.genome.export.peft import Piece, Site, VectorSite, site, vector_site
 from cqd_hub.genome.export.ranks import (
@@ -22,6 +21,8 @@ from cqd_hub.genome.export.ranks import (
     spectrum,
     truncated,
 )
+from cqd_hub.genome.models.experts import LowRank
+from cqd_hub.genome.stream import return_memory
 
 AdapterDtype = Literal["float32", "bfloat16", "float16"]
 Consumer = Literal["peft", "vllm"]
@@ -67,6 +68,7 @@ class AdapterPlan:
                 self._pieces.setdefault(found[0], []).append((index, found[1]))
         for where in self._pieces:
             self._measure(where)
+            return_memory()
         self.sites = tuple(self._inner)
 
     def _measure(self, where: Site) -> None:

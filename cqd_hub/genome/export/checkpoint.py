@@ -12,12 +12,13 @@ import torch
 
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.checkpoint import Checkpoint
 from cqd_hub.genome.export.output import output_folder
-from cqd_hub.genome.export.stream import CODES, Add, tensor_file
 from cqd_hub.genome.genome import Genome
 from cqd_hub.genome.layout import Slot
 from cqd_hub.genome.materialise import Materialiser
+from cqd_hub.genome.models.checkpoint import Checkpoint, read_json
+from cqd_hub.genome.models.experts import Base
+from cqd_hub.genome.stream import CODES, Add, tensor_file
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Weights = Callable[[int, torch.dtype], torch.Tensor]  # slot number, dtype → its weights
@@ -29,11 +30,10 @@ _TOKENIZER = (
     "merges.txt",
     "*.model",
     "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*",
 )
-# What a model folder holds beside weights and config.
-_COMPANIONS = (*_TOKENIZER, "generation_config.json", "LICENSE*", "NOTICE*")
+_CHAT = ("chat_template*", "additional_chat_templates/*")
+# What else a model folder holds beside weights and config.
+_ABOUT = ("generation_config.json", "LICENSE*", "NOTICE*")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 
@@ -85,10 +85,12 @@ def export_checkpoint(
 
 
 def individual(genome: Genome, materialiser: Materialiser) -> Weights:
-    """What `ModelFiles` writes for an individual."""
+    """What `ModelFiles` writes for an individual; nothing is kept from slot to slot."""
 
     def weight(slot: int, dtype: torch.dtype) -> torch.Tensor:
-        return materialiser.weight(genome, slot, dtype=dtype)
+        made = materialiser.weight(genome, slot, dtype=dtype)
+        materialiser.release()
+        return made
 
     return weight
 
@@ -154,9 +156,7 @@ class ModelFiles:
         if self._dtype:
             config = _with_dtype(config, self._dtype)
         _write_json(folder / "config.json", _with_rows(config, _vocabulary_rows(base)))
-        copy_companions(base.checkpoint.path, folder)
-        if base.tokenizer != base.checkpoint.path:
-            copy_companions(base.tokenizer, folder, patterns=_TOKENIZER)
+        copy_companions(base, folder)
         self._compare(folder)
 
     def _add(self, add: Add, weight: Weights, part: Part) -> None:
@@ -202,8 +202,21 @@ def stored_parts(basis: Basis, dtype: Dtype | None = None) -> list[Part]:
     return parts
 
 
-def copy_companions(source: Path, target: Path, *, patterns: Sequence[str] = _COMPANIONS) -> None:
-    """Copy tokenizer, chat template, generation config and licence of a model folder."""
+def copy_companions(base: Base, folder: Path) -> None:
+    """Copy tokenizer, chat template, generation config and licence into an individual's folder.
+
+    The tokenizer is the one that knows every token; if it has no chat template, the base's is used.
+    """
+    _copy(base.checkpoint.path, folder, _ABOUT)
+    _copy(base.tokenizer, folder, (*_TOKENIZER, *_CHAT))
+    settings = folder / "tokenizer_config.json"
+    if not (settings.exists() and "chat_template" in read_json(settings)) and not any(
+        any(folder.glob(pattern)) for pattern in _CHAT
+    ):
+        _copy(base.checkpoint.path, folder, _CHAT)
+
+
+def _copy(source: Path, target: Path, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for file in source.glob(pattern):
             if file.is_file():
@@ -222,7 +235,7 @@ def _shape(slot: Slot, stored: tuple[int, ...]) -> tuple[int, ...]:
     return stored if whole else (slot.shape[0], *stored[1:])
 
 
-def _vocabulary_rows(base: Any) -> int | None:
+def _vocabulary_rows(base: Base) -> int | None:
     return base.vocabulary.rows if base.vocabulary else None
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from cqd_hub.errors import UserError
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.experts import is_adapter
 from cqd_hub.genome.export import mergekit_names as naming
 from cqd_hub.genome.export.checkpoint import ModelFiles, individual
 from cqd_hub.genome.export.deltas import Deltas
@@ -22,6 +21,7 @@ from cqd_hub.genome.genome import Genome, combine
 from cqd_hub.genome.materialise import Materialiser
 from cqd_hub.genome.merge.methods import find_method
 from cqd_hub.genome.merge.record import Merge
+from cqd_hub.genome.models.experts import is_adapter
 
 if TYPE_CHECKING:
     from cqd_hub.genome.merge.store import MergeStore

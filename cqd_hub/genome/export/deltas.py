@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.experts import LowRank
 from cqd_hub.genome.genome import Genome
 from cqd_hub.genome.materialise import normal
 from cqd_hub.genome.merge.record import Merge
+from cqd_hub.genome.models.experts import LowRank
 from cqd_hub.genome.operators import child_core
 from cqd_hub.genome.scales import Scales
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.experts import is_adapter
 from cqd_hub.genome.export import mergekit_names as naming
 from cqd_hub.genome.export.adapter import MergingAdapter
 from cqd_hub.genome.export.checkpoint import ModelFiles
@@ -24,6 +23,7 @@ from cqd_hub.genome.export.deltas import Deltas, expert_shares
 from cqd_hub.genome.export.mergekit_yaml import arithmetic
 from cqd_hub.genome.export.output import output_folder
 from cqd_hub.genome.genome import Genome
+from cqd_hub.genome.models.experts import is_adapter
 
 if TYPE_CHECKING:
     from cqd_hub.genome.merge.store import MergeStore

@@ -8,10 +8,10 @@ import numpy as np
 
 from cqd_hub.errors import UserError
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.checkpoint import Checkpoint
-from cqd_hub.genome.experts import Base, is_adapter
 from cqd_hub.genome.export.checkpoint import stored_parts
 from cqd_hub.genome.export.peft import site
+from cqd_hub.genome.models.checkpoint import Checkpoint
+from cqd_hub.genome.models.experts import Base, is_adapter
 
 # Whose tensors mergekit 0.1.5 does not find.
 _UNMERGEABLE = {"gpt_neox": "GPT-NeoX"}

@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cqd_hub.genome.architecture import Architecture, Place
 from cqd_hub.genome.basis import Basis
-from cqd_hub.genome.experts import LowRank
 from cqd_hub.genome.layout import Slot
+from cqd_hub.genome.models.architecture import Architecture, Place
+from cqd_hub.genome.models.experts import LowRank
 
 Purpose = Literal["attach", "merge"]
 _PREFIX = "base_model.model."

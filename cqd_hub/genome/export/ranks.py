@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cqd_hub.genome.experts import LowRank
 from cqd_hub.genome.factor import factor
+from cqd_hub.genome.models.experts import LowRank
 
 
 class Spectrum(NamedTuple):

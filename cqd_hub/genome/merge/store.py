@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cqd_hub.errors import RunError
-from cqd_hub.genome.export.stream import tensor_file
 from cqd_hub.genome.merge.methods import find_method
 from cqd_hub.genome.merge.record import Merge
+from cqd_hub.genome.stream import tensor_file
 from cqd_hub.randomness import generator
 
 if TYPE_CHECKING:

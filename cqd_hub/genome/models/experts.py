@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.checkpoint import Checkpoint
 from cqd_hub.genome.layout import Slot
-from cqd_hub.genome.slots import Inventory, Renamed, Stored
-from cqd_hub.genome.vocabulary import Vocabulary
+from cqd_hub.genome.models.checkpoint import Checkpoint
+from cqd_hub.genome.models.slots import Inventory, Renamed, Stored
+from cqd_hub.genome.models.vocabulary import Vocabulary
 
 Form = Literal["dense", "factors"]
 

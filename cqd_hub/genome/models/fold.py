@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 
 from cqd_hub.errors import CqdHubError, RunError, UserError
 from cqd_hub.files import new_folder
-from cqd_hub.genome.checkpoint import Checkpoint
-from cqd_hub.genome.experts import Base, FullExpert
-from cqd_hub.genome.slots import Stored
+from cqd_hub.genome.models.checkpoint import Checkpoint
+from cqd_hub.genome.models.experts import Base, FullExpert
+from cqd_hub.genome.models.slots import Stored
 
 _MERGE_ELSEWHERE = "merge it where it was trained and give the merged model"
 # How far merging may move the logits: PEFT takes inverses and exponentials of what it merges.

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.checkpoint import Checkpoint
-from cqd_hub.genome.experts import Base
 from cqd_hub.genome.layout import Slot
+from cqd_hub.genome.models.checkpoint import Checkpoint
+from cqd_hub.genome.models.experts import Base
 
 MERGE_FIRST = "merge it first (peft: merge_and_unload) and give the merged model"
 _OF_THIS_BASE = "is it an adapter of this base?"

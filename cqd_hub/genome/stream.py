@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ CODES = {
 _ENTRY = 160  # most bytes of a header entry beside its name, for up to four dimensions
 
 Add = Callable[[str, torch.Tensor], None]
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system.
+
+    The C library keeps freed blocks of some megabytes; over all tensors of a model they add up.
+    """
+    with suppress(OSError, AttributeError):  # glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
@@ -64,6 +74,8 @@ def tensor_file(
                 "shape": list(tensor.shape),
                 "data_offsets": [begin, begin + flat.numel()],
             }
+            if flat.numel() > 1 << 20:
+                return_memory()
 
         yield add
         described = {"format": "pt", **(metadata or {})}

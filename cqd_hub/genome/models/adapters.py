@@ -16,7 +16,8 @@ from typing import Any, Literal, NoReturn
 import torch
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.adapter_parts import (
+from cqd_hub.genome.layout import Slot
+from cqd_hub.genome.models.adapter_parts import (
     MERGE_FIRST,
     Part,
     in_pieces,
@@ -24,10 +25,9 @@ from cqd_hub.genome.adapter_parts import (
     slot_of,
     tied_source,
 )
-from cqd_hub.genome.checkpoint import Checkpoint
-from cqd_hub.genome.experts import Base, FullExpert, LowRank
-from cqd_hub.genome.fold import fold
-from cqd_hub.genome.layout import Slot
+from cqd_hub.genome.models.checkpoint import Checkpoint
+from cqd_hub.genome.models.experts import Base, FullExpert, LowRank
+from cqd_hub.genome.models.fold import fold
 
 _PROMPTS = (
     "ADAPTION_PROMPT",

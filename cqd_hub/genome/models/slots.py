@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from cqd_hub.genome.architecture import Architecture, Place
-from cqd_hub.genome.checkpoint import Checkpoint
 from cqd_hub.genome.layout import Kind, Slot
+from cqd_hub.genome.models.architecture import Architecture, Place
+from cqd_hub.genome.models.checkpoint import Checkpoint
 
 
 class Inventory(NamedTuple):

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.adapters import open_adapter
-from cqd_hub.genome.architecture import Architecture
-from cqd_hub.genome.checkpoint import Checkpoint
-from cqd_hub.genome.experts import Base, Expert, FullExpert
-from cqd_hub.genome.slots import Stored
+from cqd_hub.genome.models.adapters import open_adapter
+from cqd_hub.genome.models.architecture import Architecture
+from cqd_hub.genome.models.checkpoint import Checkpoint
+from cqd_hub.genome.models.experts import Base, Expert, FullExpert
+from cqd_hub.genome.models.slots import Stored
+from cqd_hub.genome.models.vocabulary import Donor, common_vocabulary
 from cqd_hub.genome.store import cache_folder
-from cqd_hub.genome.vocabulary import Donor, common_vocabulary
 
 _OTHER_BASE = "use experts fine-tuned from this base"
 _QUANTISED = ("quantization_config", "compression_config")
