@@ -135,7 +135,7 @@ def _libraries() -> list[Check]:
         "peft": "training and adapters",
         "matplotlib": "figures",
     }
-    optional = {"mergekit": "running exported mergekit recipes"}
+    optional = {"mergekit": "crossover by merge methods, running exported recipes"}
     found = []
     for name, purpose in {**needed, **optional}.items():
         try:
