@@ -18,14 +18,14 @@ from typing import Literal, NamedTuple
 import torch
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.factor import factor
+from cqd_hub.genome.factor import cost, factor_by_rows
 from cqd_hub.genome.layout import Layout, Slot
-from cqd_hub.genome.models.experts import Base, Expert, LowRank
+from cqd_hub.genome.models.experts import Base, Expert, LowRank, streamed
 from cqd_hub.genome.store import FactorStore, FactorWriter, cache_folder, check_room, exclusive
 
 Rank = int | Literal["full"]
 Tail = Literal["tied", "drop"]
-_ALGORITHM = "3"
+_ALGORITHM = "4"
 
 
 class Frame(NamedTuple):
@@ -96,8 +96,7 @@ def build_basis(
 ) -> Basis:
     """Factor every expert's task vector, or take the factors from the cache.
 
-    Slot by slot: at no time is more in memory than one slot of base and expert, its task vector and
-    factors, and a shard of finished ones.
+    Slot by slot, and the largest slots a few rows at a time: factors are written as they come.
 
     Args:
         base: The common ancestor.
@@ -179,7 +178,9 @@ def _factor_all(
     progress: Callable[[str], None],
 ) -> None:
     work = [(slot, form) for slot in slots if (form := expert.form(slot)) is not None]
-    costs = [_cost(slot, rank) if form == "dense" else 1.0 for slot, form in work]
+    costs = [
+        cost(slot.shape, rank) if form == "dense" and slot.is_matrix else 1.0 for slot, form in work
+    ]
     size = sum(_size(slot, rank) for slot, form in work if form == "dense")
     check_room(writer.folder, size)
     count = sum(slot.is_matrix for slot, _ in work)
@@ -189,10 +190,10 @@ def _factor_all(
     )
     clock = _Clock(sum(costs), progress)
     changed = bool(writer.done_ranks)
-    for (slot, _), cost in zip(work, costs, strict=True):
+    for (slot, _), operations in zip(work, costs, strict=True):
         if slot.name not in writer.done:
             changed |= _add(slot, expert, rank, writer)
-        clock.passed(cost, slot.name)
+        clock.passed(operations, slot.name)
     if not changed:
         shutil.rmtree(writer.folder)
         raise UserError("is identical to the base", where=str(expert.path), remedy="leave it out")
@@ -201,15 +202,19 @@ def _factor_all(
 
 def _add(slot: Slot, expert: Expert, rank: Rank, writer: FactorWriter) -> bool:
     """Factor one slot; return whether the expert differs from the base in it."""
-    delta = expert.task_vector(slot)
+    delta = streamed(expert, slot)
     if delta is None:
         return False
     if not slot.is_matrix:
         return isinstance(delta, torch.Tensor) and bool(delta.any())
     # Factors are exact as they are, and cost nothing to keep.
-    product, energy, kept = factor(delta, "full" if isinstance(delta, LowRank) else rank)
-    writer.add(slot.name, product if energy > 0 else None, kept / energy if energy > 0 else 1.0)
-    return energy > 0
+    wanted = "full" if isinstance(delta, LowRank) else rank
+    up, down, energy, kept = factor_by_rows(delta, wanted)
+    if not energy > 0:
+        writer.leave(slot.name)
+        return False
+    writer.add(slot.name, up, down, kept / energy)
+    return True
 
 
 class _Clock:
@@ -234,14 +239,3 @@ def _size(slot: Slot, rank: Rank) -> int:
         return 0
     kept = min(slot.shape) if rank == "full" else min(rank, *slot.shape)
     return 4 * kept * sum(slot.shape)
-
-
-def _cost(slot: Slot, rank: Rank) -> float:
-    """Floating-point operations, roughly: Gram matrix, its eigenvectors and the projection."""
-    if not slot.is_matrix:
-        return 1.0
-    small, large = sorted(slot.shape)
-    if rank != "full" and rank < small // 4:
-        return 22.0 * small * large * (rank + 8)
-    kept = small if rank == "full" else min(rank, small)
-    return 2.0 * large * small * (small + kept) + 9.0 * small**3

@@ -2,58 +2,166 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 
-from cqd_hub.genome.models.experts import LowRank, blocks
+from cqd_hub.genome.models.experts import Difference, LowRank, blocks
 from cqd_hub.genome.store import Factors
+
+_THINNEST = 16  # columns of a Krylov block: thinner ones multiply no faster
+
+
+class Factored(NamedTuple):
+    """A task vector's factors.
+
+    Args:
+        up: Rows of `Factors.up`, in order, computed as they are taken.
+        down: As in `Factors`.
+        energy: ‖τ‖².
+        kept: What the factors hold of it.
+    """
+
+    up: Iterable[torch.Tensor]
+    down: torch.Tensor
+    energy: float
+    kept: float
 
 
 def factor(
     delta: torch.Tensor | LowRank, rank: int | Literal["full"]
 ) -> tuple[Factors, float, float]:
-    """Return the (truncated) SVD factors, ‖τ‖² and the part of it that they hold.
+    """Return the factors of `factor_by_rows`, whole, ‖τ‖² and the part of it they hold."""
+    up, down, energy, kept = factor_by_rows(delta, rank)
+    return Factors(torch.cat(list(up)), down), energy, kept
+
+
+def factor_by_rows(
+    delta: torch.Tensor | LowRank | Difference, rank: int | Literal["full"]
+) -> Factored:
+    """Return the (truncated) SVD factors.
 
     A low-rank τ is factored through QR of its factors; *rank* does not apply to it when ``"full"``.
-    Few directions of many are found by randomised iteration, all or most of them from the
-    eigenvectors of the smaller Gram matrix in float64: the product is then τ projected on an
-    orthonormal basis, exact however small the singular values.
+    Few directions of many come from a block Krylov space (Musco and Musco 2015, arXiv 1504.05477,
+    algorithm 2), all or most of them from the eigenvectors of the smaller Gram matrix in float64:
+    the product is then τ projected on an orthonormal basis, exact however small the singular
+    values.
     """
     if isinstance(delta, LowRank):
         left, left_map = torch.linalg.qr(delta.up)
         right, right_map = torch.linalg.qr(delta.down.T)
         u, s, vh = torch.linalg.svd(left_map @ right_map.T, full_matrices=False)
-        energy = float(s.square().sum())
-        kept = len(s) if rank == "full" else min(rank, len(s))
-        product = Factors((left @ u[:, :kept]) * s[:kept], vh[:kept] @ right.T)
-        return product, energy, float(s[:kept].square().sum())
-    energy = sum(float(delta[rows].square().sum()) for rows in blocks(tuple(delta.shape)))
-    largest = min(delta.shape)
-    wanted = largest if rank == "full" else min(rank, largest)
-    if wanted < largest // 4:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            u, s, v = torch.svd_lowrank(delta, q=min(wanted + 8, largest), niter=4)
-        product = Factors(u[:, :wanted] * s[:wanted], v.T[:wanted])
-    elif delta.shape[0] >= delta.shape[1]:
-        product = _projected(delta, wanted)
-    else:
-        up, down = _projected(delta.T, wanted)
-        scale = up.norm(dim=0)
-        product = Factors(down.T * scale, (up / scale.clamp_min(1e-30)).T)
-    return product, energy, min(energy, float(product.up.square().sum()))
+        wanted = len(s) if rank == "full" else min(rank, len(s))
+        up = (left @ u[:, :wanted]) * s[:wanted]
+        energies = s.square()
+        down = vh[:wanted] @ right.T
+        return Factored([up], down, float(energies.sum()), float(energies[:wanted].sum()))
+    rows, columns = tuple(delta.shape)
+    smaller = min(rows, columns)
+    wanted = smaller if rank == "full" else min(rank, smaller)
+    if rows >= columns:
+        return _tall(_Passes(delta), (rows, columns), wanted)
+    if isinstance(delta, Difference):
+        delta = torch.cat([block for _, block in _Passes(delta)])
+    parts, down, energy, kept = _tall(_Passes(delta.T), (columns, rows), wanted)
+    up = torch.cat(list(parts))
+    scale = up.norm(dim=0)
+    return Factored([down.T * scale], (up / scale.clamp_min(1e-30)).T, energy, kept)
 
 
-def _projected(delta: torch.Tensor, rank: int) -> Factors:
-    """τ V_r and V_rᵀ, V_r the leading eigenvectors of τᵀτ; float64 a few rows at a time."""
-    parts = list(blocks(tuple(delta.shape)))
-    gram = torch.zeros(delta.shape[1], delta.shape[1], dtype=torch.float64)
-    for rows in parts:
-        exact = delta[rows].double()
+def cost(shape: tuple[int, ...], rank: int | Literal["full"]) -> float:
+    """Floating-point operations of factoring a dense τ, roughly; one in float64 counts as two."""
+    small, large = sorted(shape)
+    wanted = small if rank == "full" else min(rank, small)
+    width, count = _krylov(wanted)
+    if 3 * width * count <= 2 * small:
+        return 4.0 * large * width * count * (small + width * count)
+    return 4.0 * large * small * (small + wanted) + 18.0 * small * small * small
+
+
+class _Passes:
+    """A matrix as (rows, fp32 block) pairs, as often as it is iterated over."""
+
+    def __init__(self, delta: torch.Tensor | Difference) -> None:
+        self._delta = delta
+
+    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        for rows in blocks(tuple(self._delta.shape)):
+            if isinstance(self._delta, Difference):
+                yield rows, self._delta.part(rows)
+            else:
+                yield rows, self._delta[rows]
+
+
+def _tall(delta: _Passes, shape: tuple[int, int], rank: int) -> Factored:
+    """Of a matrix with no more columns than rows."""
+    width, count = _krylov(rank)
+    if 3 * width * count <= 2 * shape[1]:
+        return _leading(delta, shape, rank)
+    return _projected(delta, shape, rank)
+
+
+def _leading(delta: _Passes, shape: tuple[int, int], rank: int) -> Factored:
+    """The best factors within the span of Ω, τᵀτΩ, (τᵀτ)²Ω …, Ω random."""
+    width, count = _krylov(rank)
+    random = torch.Generator().manual_seed(0)
+    images = torch.empty(shape[0], count * width)
+    spans: list[torch.Tensor] = []
+    following = torch.randn(shape[1], width, generator=random)
+    energy = 0.0
+    for start in range(0, count * width, width):
+        spans.append(_orthonormal(following, spans, random))
+        following = torch.zeros(shape[1], width)
+        for rows, block in delta:
+            if start == 0:
+                energy += float(block.square().sum())
+            images[rows, start : start + width] = image = block @ spans[-1]
+            if len(spans) < count:
+                following.addmm_(block.T, image)
+    gram = torch.zeros(count * width, count * width, dtype=torch.float64)
+    for rows in blocks(tuple(images.shape)):
+        exact = images[rows].double()
         gram.addmm_(exact.T, exact)
-    vectors = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
-    up = torch.empty(len(delta), rank)
-    for rows in parts:
-        up[rows] = (delta[rows].double() @ vectors).float()
-    return Factors(up, vectors.T.float())
+    inner = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank].float()
+    up = images @ inner
+    kept = float(up.square().sum(dtype=torch.float64))
+    return Factored([up], (torch.cat(spans, 1) @ inner).T, energy, min(energy, kept))
+
+
+def _krylov(rank: int) -> tuple[int, int]:
+    """Columns of a block and number of blocks, for a space of about 3 · rank dimensions."""
+    half = rank // 2 + 4
+    width = max(_THINNEST, half)
+    return width, max(5, -(-6 * half // width))
+
+
+def _orthonormal(
+    span: torch.Tensor, others: list[torch.Tensor], random: torch.Generator
+) -> torch.Tensor:
+    """An orthonormal basis of what *span* adds to *others*; random where that is nothing."""
+    least = 1e-7 * float(torch.linalg.vector_norm(span, dim=0).max())
+    while True:
+        for other in others:
+            span = span - other @ (other.T @ span)
+        span, triangle = torch.linalg.qr(span)
+        lost = triangle.diagonal().abs() <= least
+        if least == 0.1 and not lost.any():
+            return span
+        span[:, lost] = torch.randn(len(span), int(lost.sum()), generator=random) / len(span) ** 0.5
+        least = 0.1  # again: the first time leaves what rounding put back of the others
+
+
+def _projected(delta: _Passes, shape: tuple[int, int], rank: int) -> Factored:
+    """τ V_r and V_rᵀ, V_r the leading eigenvectors of τᵀτ; float64 a few rows at a time."""
+    gram = torch.zeros(shape[1], shape[1], dtype=torch.float64)
+    for _, block in delta:
+        exact = block.double()
+        gram.addmm_(exact.T, exact)
+    values, vectors = torch.linalg.eigh(gram)
+    energy = float(gram.trace())
+    kept = energy if rank == shape[1] else min(energy, float(values[-rank:].sum()))
+    down = vectors.flip(1)[:, :rank].clone()
+    del gram, vectors
+    up = ((block.double() @ down).float() for _, block in delta)
+    return Factored(up, down.T.float(), energy, kept)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.files import write_atomic
 
-_SHARD = 1 << 28  # bytes held in memory before they are written
+_SHARD = 1 << 28  # bytes of a file at which the next one is begun
+_HEADER = 1 << 18  # bytes kept at the start of a file to describe its tensors
+_ENTRY = 128  # of them, the most that a tensor takes beside its name
 
 
 class Factors(NamedTuple):
@@ -107,7 +108,7 @@ class FactorStore(Mapping[str, Factors]):
 
 
 class FactorWriter:
-    """Collects factors into shards of *folder* and ends with an index.
+    """Writes factors into shards of *folder* as they come and ends with an index.
 
     Args:
         folder: May hold the shards of a build that was interrupted.
@@ -115,7 +116,7 @@ class FactorWriter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._tensors: dict[str, torch.Tensor] = {}
+        self._shard: _Shard | None = None
         self._slots: dict[str, dict[str, Any]] = {}
         self._pending: dict[str, dict[str, Any]] = {}
         self._files: dict[str, int] = {}
@@ -140,15 +141,36 @@ class FactorWriter:
         """Slots that need not be added, because an interrupted build has written them."""
         return set(self._slots)
 
-    def add(self, slot: str, factors: Factors | None, retained: float) -> None:
-        """Add one slot, or that there is nothing in it (``None``)."""
-        entry: dict[str, Any] = {"rank": 0, "retained": retained, "hash": ""}
-        if factors is not None:
-            factors = Factors(*(tensor.contiguous() for tensor in factors))
-            self._tensors |= {f"up:{slot}": factors.up, f"down:{slot}": factors.down}
-            entry |= {"rank": factors.up.shape[1], "hash": _digest(factors)}
-        self._pending[slot] = entry
-        if sum(tensor.nbytes for tensor in self._tensors.values()) >= _SHARD:
+    def leave(self, slot: str) -> None:
+        """Note that there is nothing in a slot."""
+        self._pending[slot] = {"rank": 0, "retained": 1.0, "hash": ""}
+
+    def add(
+        self, slot: str, up: Iterable[torch.Tensor], down: torch.Tensor, retained: float
+    ) -> None:
+        """Add one slot; see `Factors`.
+
+        Args:
+            slot: Its name.
+            up: In parts, whose rows follow each other.
+            down: Whole.
+            retained: Share of ‖τ‖² that they hold.
+
+        Raises:
+            RunError: The disk is full or failing.
+        """
+        if self._shard is None:
+            self._shard = _Shard(self._folder / f"factors-{len(self._files) + 1:05d}.safetensors")
+        digest = hashlib.sha256()
+        self._shard.add(f"up:{slot}", up, digest)
+        self._shard.add(f"down:{slot}", [down], digest)
+        self._pending[slot] = {
+            "rank": len(down),
+            "retained": retained,
+            "hash": digest.hexdigest(),
+            "file": self._shard.path.name,
+        }
+        if self._shard.full:
             self._flush()
 
     def finish(self) -> FactorStore:
@@ -165,26 +187,63 @@ class FactorWriter:
         return FactorStore(self._folder)
 
     def _flush(self) -> None:
-        if not self._pending:
+        if self._shard is None:
             return
-        name = f"factors-{len(self._files) + 1:05d}.safetensors"
-        path = self._folder / name
-        try:
-            save_file(self._tensors, path)
-        except Exception as error:  # safetensors has its own error for a full disk
-            raise RunError(
-                f"cannot be written: {error}",
-                where=str(path),
-                remedy="free some space, or set CQD_HUB_CACHE to a folder on another disk",
-            ) from None
-        for entry in self._pending.values():
-            entry["file"] = name
-        size = path.stat().st_size
+        name, size = self._shard.path.name, self._shard.close()
         record = {"file": name, "size": size, "slots": self._pending}
-        write_atomic(path.with_suffix(".json"), json.dumps(record))
+        write_atomic(self._shard.path.with_suffix(".json"), json.dumps(record))
         self._slots |= self._pending
         self._files[name] = size
-        self._tensors, self._pending = {}, {}
+        self._shard, self._pending = None, {}
+
+
+class _Shard:
+    """A safetensors file of fp32 matrices, written as their rows come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._header: dict[str, dict[str, Any]] = {}
+        self._room = _HEADER
+        with self._failures():
+            self._file = path.open("wb")
+            self._file.seek(8 + _HEADER)
+
+    @property
+    def full(self) -> bool:
+        """Whether another slot should go into another file."""
+        return self._file.tell() >= _SHARD or self._room < _HEADER // 2
+
+    def add(self, name: str, parts: Iterable[torch.Tensor], digest: hashlib._Hash) -> None:
+        begin, rows, columns = self._file.tell(), 0, 0
+        for part in parts:
+            data = part.contiguous().numpy().data
+            digest.update(data)
+            with self._failures():
+                self._file.write(data)
+            rows, columns = rows + len(part), part.shape[1]
+        offsets = [offset - 8 - _HEADER for offset in (begin, self._file.tell())]
+        self._header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": offsets}
+        self._room -= len(json.dumps(name)) + _ENTRY
+
+    def close(self) -> int:
+        """Write the header; return the file's size."""
+        with self._failures(), self._file as file:
+            size = file.tell()
+            header = json.dumps(self._header).encode().ljust(_HEADER)
+            file.seek(0)
+            file.write(len(header).to_bytes(8, "little") + header)
+        return size
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"cannot be written: {error.strerror}",
+                where=str(self.path),
+                remedy="free some space, or set CQD_HUB_CACHE to a folder on another disk",
+            ) from None
 
 
 def _digest(factors: Factors) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from cqd_hub.errors import RunError
 from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, open_models, store
+from cqd_hub.genome.factor import factor
 from cqd_hub.genome.layout import Slot
 from cqd_hub.genome.models.experts import FullExpert
 from tests.genome.tiny_models import basis_of, edit_tensors, make_full, make_lora, weights
@@ -238,3 +239,30 @@ def test_serialisation_keeps_every_bit(family: Any, tmp_path: Path) -> None:
         assert changed.hash != genome.hash
     with pytest.raises(ValueError, match="genome format '9'"):
         Genome.from_bytes(genome.to_bytes().replace(b'"format":"1"', b'"format":"9"'))
+
+
+@pytest.mark.parametrize("rank", ["full", 5])
+def test_large_matrices_read_by_rows_give_the_same_factors(
+    rank: Any, family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = family(tied=False)
+    whole = basis_of(made.base, made.full[:1], tmp_path / "whole", rank=rank)
+    monkeypatch.setattr("cqd_hub.genome.models.experts._LARGE", 0)
+    by_rows = basis_of(made.base, made.full[:1], tmp_path / "rows", rank=rank)
+    assert by_rows.hash == whole.hash
+
+
+@pytest.mark.parametrize("columns", [200, 12])
+def test_few_directions_of_many_hold_what_the_best_hold(columns: int) -> None:
+    """Of a heavy tail, and of a matrix with fewer directions than asked for."""
+    random = torch.Generator().manual_seed(1)
+    left, _ = torch.linalg.qr(torch.randn(300, 200, generator=random))
+    right, _ = torch.linalg.qr(torch.randn(200, 200, generator=random))
+    scale = torch.arange(1, 201) ** -0.5 * (torch.arange(200) < columns)
+    delta = (left * scale) @ right.T
+    for tau in (delta, delta.T.contiguous()):
+        (up, down), energy, kept = factor(tau, 16)
+        assert energy == pytest.approx(float(scale.square().sum()), rel=1e-6)
+        assert kept == pytest.approx(float(scale[:16].square().sum()), rel=1e-3)
+        assert (down @ down.T - torch.eye(16)).abs().max() < 1e-5 or columns == 12
+        assert (up @ down - tau).norm() ** 2 == pytest.approx(energy - kept, rel=1e-3, abs=1e-9)

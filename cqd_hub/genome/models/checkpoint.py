@@ -105,12 +105,18 @@ class Checkpoint:
             digest.update(json.dumps(self.config, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def tensor(self, name: str, *, index: int | None = None) -> torch.Tensor:
-        """Read one tensor, or only number *index* of a stack, in the dtype it was saved in."""
+    def tensor(
+        self, name: str, *, index: int | None = None, rows: slice | None = None
+    ) -> torch.Tensor:
+        """Read one tensor, or only number *index* of a stack, in the dtype it was saved in.
+
+        Of that only *rows*, if given. What is read stays mapped for as long as the result lives.
+        """
         with safe_open(self.headers[name].file, framework="pt") as opened:
             if index is None:
-                return opened.get_tensor(name)
-            return opened.get_slice(name)[index]
+                return opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows]
+            part = opened.get_slice(name)
+            return part[index] if rows is None else part[index, rows]
 
 
 def read_json(path: Path) -> dict[str, Any]:

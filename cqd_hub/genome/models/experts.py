@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from cqd_hub.genome.models.slots import Inventory, Renamed, Stored
 from cqd_hub.genome.models.vocabulary import Vocabulary
 
 Form = Literal["dense", "factors"]
+_LARGE = 1 << 24  # elements: 64 MB in fp32
 
 
 class LowRank(NamedTuple):
@@ -25,6 +26,18 @@ class LowRank(NamedTuple):
 
     up: torch.Tensor
     down: torch.Tensor
+
+
+class Difference(NamedTuple):
+    """A dense task vector that is computed again, a few rows at a time, whenever it is passed over.
+
+    Args:
+        shape: ``[rows, columns]``.
+        part: Some rows of it in fp32.
+    """
+
+    shape: tuple[int, ...]
+    part: Callable[[slice], torch.Tensor]
 
 
 class Expert(Protocol):
@@ -183,10 +196,9 @@ class FullExpert:
     def weight(self, slot: Slot) -> torch.Tensor:
         """Its own slot; rows it lacks are the base's."""
         own = self.reader.read(slot)
+        self._check_rows(slot, len(own))
         if len(own) == slot.shape[0]:
             return own
-        if self.base.vocabulary is None:
-            raise ValueError(f"{slot.name} has {len(own)} rows: open it with `open_models`")
         if len(own) > slot.shape[0]:
             return own[: slot.shape[0]]
         return torch.cat([own, self.base.weight(slot)[len(own) :].to(own)])
@@ -206,6 +218,25 @@ class FullExpert:
             finite(own, slot, self.path)
         return delta
 
+    def difference(self, slot: Slot) -> Difference:
+        """The same of a matrix, never whole in memory."""
+        own_rows, base_rows = len(self.reader.read(slot)), len(self.base.stored.read(slot))
+        self._check_rows(slot, own_rows)
+
+        def part(rows: slice) -> torch.Tensor:
+            rows = slice(rows.start, min(rows.stop, slot.shape[0]))
+            stored = rows.stop <= own_rows
+            own = self.reader.read(slot, rows) if stored else self.weight(slot)[rows]
+            stored = rows.stop <= base_rows
+            base = self.base.stored.read(slot, rows) if stored else self.base.weight(slot)[rows]
+            delta = own.float() - base.float()
+            if not torch.isfinite(delta.sum()):
+                finite(base, slot, self.base.checkpoint.path)
+                finite(own, slot, self.path)
+            return delta
+
+        return Difference(slot.shape, part)
+
     def rows(self, slot: Slot) -> int | None:
         """How many rows it stores of a vocabulary slot."""
         return len(self.stored_rows(slot))
@@ -214,10 +245,22 @@ class FullExpert:
         """A vocabulary slot with all rows that it stores."""
         return self.reader.read(slot)
 
+    def _check_rows(self, slot: Slot, rows: int) -> None:
+        if rows != slot.shape[0] and self.base.vocabulary is None:
+            raise ValueError(f"{slot.name} has {rows} rows: open it with `open_models`")
+
     @cached_property
     def reader(self) -> Renamed:
         """Its folder under the base's names."""
         return Renamed(self.base.stored, self.stored)
+
+
+def streamed(expert: Expert, slot: Slot) -> LowRank | torch.Tensor | Difference | None:
+    """An expert's task vector; if it is one of the largest matrices, a few rows at a time."""
+    large = slot.is_matrix and torch.Size(slot.shape).numel() > _LARGE
+    if large and isinstance(expert, FullExpert):
+        return expert.difference(slot)
+    return expert.task_vector(slot)
 
 
 def is_adapter(expert: Expert) -> bool:

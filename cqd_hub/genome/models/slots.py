@@ -70,12 +70,12 @@ class Stored:
                 carried.append(name)
         return Inventory(tuple(slots), self.aliases, tuple(carried))
 
-    def read(self, slot: Slot) -> torch.Tensor:
-        """One slot in the dtype it was saved in, whatever name this folder stores it under.
+    def read(self, slot: Slot, rows: slice | None = None) -> torch.Tensor:
+        """One slot, or *rows* of it, in the dtype it was saved in.
 
         Its rows are the folder's own: a vocabulary may be longer or shorter than ``slot.shape``.
         """
-        tensor = self.checkpoint.tensor(slot.tensor, index=slot.index)
+        tensor = self.checkpoint.tensor(slot.tensor, index=slot.index, rows=rows)
         return tensor.reshape(len(tensor), -1) if slot.is_matrix else tensor.reshape(-1)
 
     def _is_weight(self, name: str) -> bool:
@@ -141,10 +141,14 @@ class Renamed:
         """Names of the slots that the folder does not hold, or only in part."""
         return [slot.name for slot in slots if not self._holds(slot.tensor)]
 
-    def read(self, slot: Slot) -> torch.Tensor:
-        """See `Stored.read`."""
+    def read(self, slot: Slot, rows: slice | None = None) -> torch.Tensor:
+        """See `Stored.read`; whatever name the folder stores the slot under."""
         if slot.tensor in self._other.checkpoint.headers:
-            return self._other.read(slot)
+            return self._other.read(slot, rows)
+        whole = self._renamed(slot)
+        return whole if rows is None else whole[rows]
+
+    def _renamed(self, slot: Slot) -> torch.Tensor:
         place = self._base.places[slot.tensor]
         tensor = place.view(self._parameter(place.parameter))
         if slot.index is not None:
