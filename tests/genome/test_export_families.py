@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from cqd_hub.errors import UserError
@@ -24,6 +25,8 @@ from cqd_hub.genome import (
     mutate_gaussian,
 )
 from cqd_hub.genome.export import export_adapter, export_checkpoint, export_mergekit
+from cqd_hub.genome.export.peft import Site, lora_config, lora_tensors
+from cqd_hub.genome.models.experts import LowRank
 from tests.genome.families import adapt, fine_tune, make_model
 from tests.genome.run_mergekit import merged
 from tests.genome.tiny_models import basis_of, load
@@ -168,8 +171,6 @@ def test_buffers_and_copies_of_tied_weights_are_kept(tmp_path: Path) -> None:
     mask = torch.ones(1, 1, 64, 64, dtype=torch.bool).tril()
     tensors["transformer.h.0.attn.bias"] = mask
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
-    from safetensors.torch import save_file
-
     file.unlink()
     save_file(tensors, file, metadata={"format": "pt"})
     full = fine_tune(base, tmp_path / "full", seed=1, dtype=torch.float32)
@@ -205,3 +206,22 @@ def test_an_unknown_architecture_keeps_its_names(tmp_path: Path) -> None:
     model = PeftModel.from_pretrained(load(base), str(tmp_path / "adapter"))
     assert isinstance(load(base), LlamaForCausalLM)
     assert distance(logits(model), logits(load(tmp_path / "full"))) <= 1e-5
+
+
+@pytest.mark.parametrize("kernel", [(3,), (3, 2)])
+def test_convolutions_in_pefts_layout(tmp_path: Path, kernel: tuple[int, ...]) -> None:
+    """No family has a convolution without groups, so PEFT is asked on a module of its own."""
+    module = torch.nn.Module()
+    module.patch = (torch.nn.Conv1d, torch.nn.Conv2d)[len(kernel) - 1](5, 7, kernel, bias=False)
+    columns = 5 * int(np.prod(kernel))
+    product = LowRank(torch.randn(7, 2), torch.randn(2, columns))
+    where = Site("patch", "convolution", (7, columns), kernel=(5, *kernel))
+    wanted = module.patch.weight.detach() + (product.up @ product.down).reshape(7, 5, *kernel)
+    config = lora_config({where: 2}, base_name="b", purpose="merge")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {n: t.contiguous() for n, t in lora_tensors(where, [product], "merge").items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    merged_ = PeftModel(module, LoraConfig.from_pretrained(str(tmp_path)))
+    report = merged_.load_adapter(str(tmp_path), "default")
+    assert not report.unexpected_keys
+    assert torch.allclose(merged_.merge_and_unload().patch.weight, wanted, atol=1e-5)
