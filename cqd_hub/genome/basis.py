@@ -121,7 +121,14 @@ def build_basis(
         )
     folder = (cache or cache_folder()) / "basis"
     stores = [_factored(base, expert, rank, folder, progress) for expert in experts]
-    layout = _layout(slots, experts, stores, tail)
+    return basis_of_factors(base, experts, stores, tail=tail)
+
+
+def basis_of_factors(
+    base: Base, experts: Sequence[Expert], stores: Sequence[FactorStore], *, tail: Tail = "tied"
+) -> Basis:
+    """The basis whose factors are those in *stores*, one for each expert; see `build_basis`."""
+    layout = _layout(base.slots, experts, stores, tail)
     digest = hashlib.sha256(base.content_hash.encode())
     for expert, store in zip(experts, stores, strict=True):
         digest.update(f"{expert.content_hash} {store.hash}".encode())

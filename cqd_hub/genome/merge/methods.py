@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from cqd_hub.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # The shared parameter that says how far the child lies towards the second parent. mergekit does
 # not tell it from others of the same name: nearswap's t is a distance.
@@ -64,6 +65,7 @@ class Method:
         Raises:
             UserError: The method cannot do it with these parameters, or its result is not finite.
         """
+        import torch
         from mergekit.merge_methods import merge_tensors
 
         ids, tensors = [_FIRST, _SECOND], list(parents)
@@ -159,6 +161,8 @@ def check_method(name: str, parameters: Mapping[str, Any]) -> Method:
     given = dict(parameters)
     if method.drawn is not None:
         given.setdefault(method.drawn, [0.5, 0.5] if method.per_parent else 0.5)
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         base, first, second = torch.randn(3, 8, 8)
