@@ -71,7 +71,30 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def cache_folder() -> Path:
+    """What can be made again: ``$CQD_HUB_CACHE``, else ``cqd-hub`` in the user's cache folder."""
+    if folder := os.environ.get("CQD_HUB_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cqd-hub"
+
+
+def signature(path: Path) -> list[int]:
+    """What changes when somebody writes to a file: size, time of change, and which file it is."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+_HASHED: dict[Path, tuple[list[int], str]] = {}
+
+
+def trust_sha256(path: Path, sha256: str) -> None:
+    """Let `sha256_of` answer for this file, as it is now, what somebody has verified before."""
+    _HASHED[path.resolve()] = (signature(path), sha256)
+
+
 def sha256_of(path: Path) -> str:
     """Return the hex SHA-256 of a file's content."""
+    if (known := _HASHED.get(path.resolve())) and known[0] == signature(path):
+        return known[1]
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,10 +18,11 @@ from typing import Literal, NamedTuple
 import torch
 
 from cqd_hub.errors import UserError
+from cqd_hub.files import cache_folder
 from cqd_hub.genome.factor import cost, factor_by_rows
 from cqd_hub.genome.layout import Layout, Slot
 from cqd_hub.genome.models.experts import Base, Expert, LowRank, streamed
-from cqd_hub.genome.store import FactorStore, FactorWriter, cache_folder, check_room, exclusive
+from cqd_hub.genome.store import FactorStore, FactorWriter, check_room, exclusive
 
 Rank = int | Literal["full"]
 Tail = Literal["tied", "drop"]

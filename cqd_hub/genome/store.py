@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,13 +35,6 @@ class Factors(NamedTuple):
 
     up: torch.Tensor
     down: torch.Tensor
-
-
-def cache_folder() -> Path:
-    """Where bases are kept: ``$CQD_HUB_CACHE``, else ``cqd-hub`` in the user's cache folder."""
-    if folder := os.environ.get("CQD_HUB_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cqd-hub"
 
 
 @dataclass(frozen=True)

@@ -294,15 +294,33 @@ def open_adapter(
         UserError: No adapter, not of this base, or of a kind that is no change of weights.
         RunError: No space for a fold.
     """
-    checkpoint = Checkpoint(path, stem="adapter_model")
-    config = checkpoint.config
-    _check_config(config, path)
-    _ = checkpoint.headers
-    _note_base(base, checkpoint, note)
-    reason = _reason_to_fold(base, checkpoint)
+    checkpoint, reason = _examined(base, path, note)
     if reason:
         return fold(base, checkpoint, reason=reason, cache=cache, note=note)
-    _check_unknown(config, path, note)
+    return _read_natively(base, checkpoint, note)
+
+
+def check_adapter(
+    base: Base, path: Path, *, note: Callable[[str], None] = lambda line: None
+) -> AdapterExpert | None:
+    """Refuse what `open_adapter` would, from config and headers; None for one that needs a fold."""
+    checkpoint, reason = _examined(base, path, note)
+    return None if reason else _read_natively(base, checkpoint, note)
+
+
+def _examined(base: Base, path: Path, note: Callable[[str], None]) -> tuple[Checkpoint, str | None]:
+    """The adapter's folder, and why it has to be folded if it has to."""
+    checkpoint = Checkpoint(path, stem="adapter_model")
+    _check_config(checkpoint.config, path)
+    _ = checkpoint.headers
+    _note_base(base, checkpoint, note)
+    return checkpoint, _reason_to_fold(base, checkpoint)
+
+
+def _read_natively(
+    base: Base, checkpoint: Checkpoint, note: Callable[[str], None]
+) -> AdapterExpert:
+    _check_unknown(checkpoint.config, checkpoint.path, note)
     expert = AdapterExpert(base, checkpoint)
     _ = expert.parts
     return expert

@@ -239,7 +239,8 @@ class FullExpert:
 
     def rows(self, slot: Slot) -> int | None:
         """How many rows it stores of a vocabulary slot."""
-        return len(self.stored_rows(slot))
+        header = self.stored.checkpoint.headers.get(slot.tensor)
+        return header.shape[0] if header else len(self.stored_rows(slot))
 
     def stored_rows(self, slot: Slot) -> torch.Tensor:
         """A vocabulary slot with all rows that it stores."""

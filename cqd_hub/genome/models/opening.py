@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cqd_hub.errors import UserError
-from cqd_hub.genome.models.adapters import open_adapter
+from cqd_hub.files import cache_folder
+from cqd_hub.genome.models.adapters import check_adapter, open_adapter
 from cqd_hub.genome.models.architecture import Architecture
 from cqd_hub.genome.models.checkpoint import Checkpoint
 from cqd_hub.genome.models.experts import Base, Expert, FullExpert
 from cqd_hub.genome.models.slots import Stored
-from cqd_hub.genome.models.vocabulary import Donor, common_vocabulary
-from cqd_hub.genome.store import cache_folder
+from cqd_hub.genome.models.vocabulary import Donor, Vocabulary, common_vocabulary
 
 _OTHER_BASE = "use experts fine-tuned from this base"
 _QUANTISED = ("quantization_config", "compression_config")
@@ -43,26 +43,56 @@ def open_models(
     ancestor = open_base(base)
     cache = cache or cache_folder()
     opened = [_open_expert(ancestor, path, cache, note) for path in experts]
-    ends = ancestor.vocabulary_slots
-    donors = [
-        Donor(expert.path, rows, expert.stored_rows, expert.content_hash)
-        for expert in opened
-        if (rows := {slot.name: n for slot in ends if (n := expert.rows(slot)) is not None})
-    ]
-    own = {slot.name: slot.shape[0] for slot in ends}
-    vocabulary = common_vocabulary(base, own, donors, note)
+    vocabulary = _common(ancestor, opened, [expert.content_hash for expert in opened], note)
     if vocabulary is None:
         return ancestor, opened
     ancestor = replace(ancestor, vocabulary=vocabulary)
     return ancestor, [replace(expert, base=ancestor) for expert in opened]  # type: ignore[type-var]
 
 
+def check_models(
+    base: Path, experts: Sequence[Path], *, note: Callable[[str], None] = lambda line: None
+) -> None:
+    """Refuse what `open_models` would, as far as configs, tokenizers and headers tell.
+
+    No weight is believed: the files may hold zeros beyond their headers. Nothing is folded.
+    """
+    ancestor = open_base(base)
+    opened: list[Expert] = []
+    for path in experts:
+        if not (path / "adapter_config.json").exists():
+            opened.append(open_full(ancestor, path))
+        elif (adapter := check_adapter(ancestor, path, note=note)) is not None:
+            opened.append(adapter)
+    _common(ancestor, opened, ["" for _ in opened], note)
+
+
+def _common(
+    base: Base, experts: Sequence[Expert], hashes: Sequence[str], note: Callable[[str], None]
+) -> Vocabulary | None:
+    ends = base.vocabulary_slots
+    donors = [
+        Donor(expert.path, rows, expert.stored_rows, content_hash)
+        for expert, content_hash in zip(experts, hashes, strict=True)
+        if (rows := {slot.name: n for slot in ends if (n := expert.rows(slot)) is not None})
+    ]
+    own = {slot.name: slot.shape[0] for slot in ends}
+    return common_vocabulary(base.checkpoint.path, own, donors, note)
+
+
 def open_base(path: Path) -> Base:
     """Open a base alone; see `open_models`."""
     checkpoint = Checkpoint(path)
     _refuse_quantised(checkpoint.config, path)
+    architecture = Architecture.of(path)
+    if architecture is None and checkpoint.config.get("auto_map"):
+        raise UserError(
+            "needs code of its own (auto_map in config.json), which is never run",
+            where=str(path),
+            remedy="use a model whose architecture transformers knows",
+        )
     _ = checkpoint.headers
-    return Base(Stored(checkpoint, Architecture.of(path)))
+    return Base(Stored(checkpoint, architecture))
 
 
 def _open_expert(base: Base, path: Path, cache: Path, note: Callable[[str], None]) -> Expert:
