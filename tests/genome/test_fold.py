@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cqd_hub.errors import RunError
-from cqd_hub.genome import fold
+from cqd_hub.genome.models import fold
 from cqd_hub.genome.models.experts import FullExpert
 from tests.genome.tiny_adapters import (
     VOCABULARY,
