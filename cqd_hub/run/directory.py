@@ -90,7 +90,7 @@ def _take(descriptor: int, folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Take back what a run wrote that turned out to be a mistake at its first step."""
-    for pattern in ("journal.sqlite*", "log.txt", "genomes", "merges", "manifest.json"):
+    for pattern in ("journal.sqlite*", "log.txt", "genomes", "merges", "seeds", "manifest.json"):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,18 +24,24 @@ from cqd_hub.run.journal import Individual, Journal, Role, count_individuals
 from cqd_hub.run.log import Logged
 from cqd_hub.run.merges import present
 from cqd_hub.run.progress import Observer, Pace, Progress, Silent, Stopped, best_average
+from cqd_hub.run.seeds import Seeds
 from cqd_hub.run.space import check_space
 from cqd_hub.run.variation import make_child
 from cqd_hub.run.workbench import Workbench, open_workbench
 from cqd_hub.search import Cycle, Proposal, skill_experts
 
-BASE = -1  # the base's id; experts are 0 … E-1, children follow
+BASE = -1  # the base's id; experts are 0 … E-1, then come seeds, then children
 _REMEMBERED = 64  # parents' genomes kept in memory
 _IN_FLIGHT = 2  # the engine works on one child while the sandbox finishes another
 
 
 async def evolve(
-    recipe: Recipe, recipe_folder: Path, out: Path, observer: Observer | None = None
+    recipe: Recipe,
+    recipe_folder: Path,
+    out: Path,
+    observer: Observer | None = None,
+    *,
+    seeds: Seeds | None = None,
 ) -> None:
     """Run a recipe into the run directory *out*, or carry on with the run that is there.
 
@@ -44,6 +50,7 @@ async def evolve(
         recipe_folder: Where the recipe's relative paths start.
         out: The run directory.
         observer: Told what happens.
+        seeds: Elites of an earlier run, offered to the archives after the experts.
 
     Raises:
         UserError: Bad input; nothing was written.
@@ -55,17 +62,23 @@ async def evolve(
     with open_directory(out):
         refuse_other_recipe(out, recipe)
         async with open_workbench(recipe, recipe_folder, run=out, note=observer.note) as bench:
-            present = count_individuals(out)
-            check_space(out, bench, present)
+            moved = seeds.moved(bench.basis) if seeds else []
+            check_space(out, bench, count_individuals(out) - len(moved))
             observer = Logged(observer, out)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {**bench.manifest(), "folder": str(recipe_folder), "created": created}
+            if seeds:
+                manifest |= {"seeds": seeds.record()}
             for line in agree(out, manifest):
                 observer.note(f"differs from the last session: {line}")
+            if seeds:
+                seeds.save(out)
+                observer.note(f"{len(moved)} elites of {seeds.source} to begin with")
+            lineages = [(one.genome, seeds.lineage(one.seed)) for one in moved if seeds]
             journal = Journal(out, create=True)
             try:
                 with _stop_on_interrupt(observer) as stop:
-                    await _Run(bench, journal, out, observer, stop).go()
+                    await _Run(bench, journal, out, observer, stop, lineages).go()
             except UserError:
                 if not journal.told():  # a mistake shown by the very first evaluations
                     discard(out)
@@ -82,8 +95,10 @@ class _Run:
         folder: Path,
         observer: Observer,
         stop: asyncio.Event,
+        seeds: Sequence[tuple[Genome, dict[str, Any]]],
     ) -> None:
         self._bench, self._journal, self._folder = bench, journal, folder
+        self._seeds, self._first = seeds, len(bench.recipe.experts) + len(seeds)
         self._observer, self._stop = observer, stop
         self._recipe, self._basis = bench.recipe, bench.basis
         self._pace = Pace()
@@ -107,7 +122,7 @@ class _Run:
         self._clear_merges(cycle)
 
     async def _experts(self) -> None:
-        """Evaluate base and experts, and offer the experts to every archive."""
+        """Evaluate base, experts and seeds, and offer all but the base to every archive."""
         self._observer.phase("experts")
         layout, hash_ = self._basis.layout, self._basis.hash
         known = self._journal.ids()
@@ -127,7 +142,13 @@ class _Run:
                         where=f"skills.{skill}",
                         remedy="check the task's prompt and metric, or add an abler expert",
                     )
-            self._journal.tell(range(len(self._recipe.experts)))
+        for number, (genome, lineage) in enumerate(self._seeds, len(self._recipe.experts)):
+            self._leave_if_asked()
+            if number not in known:
+                name = f"elite {lineage['from']['individual']}"
+                await self._evaluate(number, Role.SEED, name, genome, lineage=lineage)
+        if not self._journal.told():
+            self._journal.tell(range(self._first))
 
     def _cycle(self) -> Cycle:
         scores = expert_scores(self._journal)
@@ -140,12 +161,12 @@ class _Run:
 
     async def _children(self, cycle: Cycle) -> None:
         self._observer.phase("children")
-        step, experts = self._recipe.search.children_per_step, len(self._recipe.experts)
+        step = self._recipe.search.children_per_step
         generations = -(-self._recipe.search.children // step)
-        self._made, self._total = len(self._journal.told()) - experts, generations * step
+        self._made, self._total = len(self._journal.told()) - self._first, generations * step
         self._clear_merges(cycle)
         for generation in range(self._made // step, generations):
-            proposals = cycle.ask(generation, step, experts + generation * step)
+            proposals = cycle.ask(generation, step, self._first + generation * step)
             known = self._journal.ids()
             missing = [proposal for proposal in proposals if proposal.individual not in known]
             self._made += len(proposals) - len(missing)

@@ -23,7 +23,7 @@ _LARGE = 1 << 20  # bytes; a larger genome is kept as a file beside the journal
 
 _SCHEMA = """
 CREATE TABLE individuals (
-  id INTEGER PRIMARY KEY,      -- ≥ 0: experts, then children; < 0: never offered to an archive
+  id INTEGER PRIMARY KEY,      -- ≥ 0: experts, seeds, children; < 0: never offered to an archive
   role TEXT NOT NULL,
   name TEXT NOT NULL,
   generation INTEGER,
@@ -65,6 +65,7 @@ class Role(StrEnum):
 
     BASE = "base"
     EXPERT = "expert"
+    SEED = "seed"  # an elite of an earlier run
     CHILD = "child"
     BASELINE = "baseline"
     AGGREGATE = "aggregate"
