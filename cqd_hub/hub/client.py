@@ -6,6 +6,7 @@ every call is asked through `Hub.ask`, which waits out what passes and says so.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from cqd_hub.errors import CqdHubError, RunError, UserError
 T = TypeVar("T")
 LIBRARY = "cqd-hub"
 PATIENCE = 300.0  # seconds that one call may wait in all before the Hub counts as away
+_PATIENCE = "CQD_HUB_PATIENCE"  # environment variable that sets another
 _TIMEOUT = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
 _PASSING = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -45,18 +47,20 @@ class Hub:
 
     Args:
         note: Told why and how long a call is waited for.
-        patience: Seconds that one call may wait for a busy or absent Hub.
+        patience: Seconds that one call may wait for a busy or absent Hub; ``$CQD_HUB_PATIENCE`` or
+            300 unless given.
     """
 
     def __init__(
         self,
         *,
         note: Callable[[str], None] = lambda line: None,
-        patience: float = PATIENCE,
+        patience: float | None = None,
     ) -> None:
         set_client_factory(_client)
         self.api = HfApi(library_name=LIBRARY, library_version=__version__)
-        self._note, self._patience = note, patience
+        self.note = note
+        self._patience = _patience() if patience is None else patience
 
     @property
     def endpoint(self) -> str:
@@ -95,7 +99,7 @@ class Hub:
                 if pause is None or waited + pause > self._patience:
                     raise explained(error, what, waited=waited) from None
                 tries, waited = tries + 1, waited + pause
-                self._note(
+                self.note(
                     f"{what}: {_reason(error)}; trying again in {pause:.0f} s "
                     f"(waited {waited - pause:.0f} of at most {self._patience:.0f} s)"
                 )
@@ -107,6 +111,16 @@ class Hub:
             return None
         pause = min(2.0**tries, 60.0) * random.uniform(0.75, 1.0)
         return max(pause, _retry_after(error))
+
+
+def _patience() -> float:
+    text = os.environ.get(_PATIENCE, "")
+    try:
+        return max(float(text), 0.0) if text else PATIENCE
+    except ValueError:
+        raise UserError(
+            f"{text!r} is no number of seconds", where=_PATIENCE, remedy="unset it"
+        ) from None
 
 
 def passing(error: BaseException) -> bool:

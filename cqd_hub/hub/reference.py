@@ -57,7 +57,7 @@ def parse(place: str, *, kind: str = "model") -> Reference:
             if text.startswith(prefix) and text.count("/") >= 2:
                 text, kind = text.removeprefix(prefix), named
     match = _ID.fullmatch(text)
-    if match is None or "--" in match[1] or ".." in match[1]:
+    if match is None or "--" in match[1] or ".." in text:
         raise UserError(
             "is no repository of the Hub",
             where=place,
