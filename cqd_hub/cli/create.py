@@ -19,9 +19,10 @@ from cqd_hub.recipe.schema import RESERVED
 
 
 def init(
-    base: Annotated[Path, typer.Argument(help="Folder of the base model.")],
+    base: Annotated[str, typer.Argument(help="The base model: a folder, or ns/name on the Hub.")],
     experts: Annotated[
-        list[Path], typer.Argument(metavar="EXPERT...", help="Folders of fine-tunes or adapters.")
+        list[str],
+        typer.Argument(metavar="EXPERT...", help="Fine-tunes or adapters: folders, or ns/name."),
     ],
     skills: Annotated[
         list[str] | None,
@@ -37,16 +38,19 @@ def init(
     Examples:
 
         cqd-hub init models/base models/math models/code --skill math=gsm8k,exact_match,strict-match
+
+        cqd-hub init ns/base ns/math-expert ns/code-lora@v2
     """
     if out.exists():
         raise UserError("exists", where=str(out), remedy="choose another with --out")
     if len(experts) < 2:
-        raise UserError("a search needs at least two experts", remedy="name another folder")
-    from cqd_hub.genome import open_models
-    from cqd_hub.genome.models.experts import is_adapter
+        raise UserError("a search needs at least two experts", remedy="name another one")
+    from cqd_hub.run.models import check_places
 
-    _, opened = open_models(base, experts, note=lambda line: print(line, file=sys.stderr))
-    kinds = ["adapter" if is_adapter(expert) else "full fine-tune" for expert in opened]
+    adapters = check_places(
+        [base, *experts], Path.cwd(), note=lambda line: print(line, file=sys.stderr)
+    )
+    kinds = ["adapter" if adapter else "full fine-tune" for adapter in adapters[1:]]
     chosen = dict(_skill(text) for text in skills or [])
     out.write_text(_recipe(out, base, experts, kinds, chosen), encoding="utf-8")
     print(json.dumps({"path": str(out)}) if as_json else out)
@@ -68,21 +72,29 @@ def _skill(text: str) -> tuple[str, tuple[str, str]]:
 
 def _recipe(
     out: Path,
-    base: Path,
-    experts: list[Path],
+    base: str,
+    experts: list[str],
     kinds: list[str],
     skills: dict[str, tuple[str, str]],
 ) -> str:
     from cqd_hub.recipe.template import render
 
-    names = _distinct([expert.name for expert in experts])
-    places = [str(expert.resolve()) for expert in experts]
+    names = _distinct([Path(expert.partition("@")[0]).name for expert in experts])
+    places = [_place(expert) for expert in experts]
     return render(
         name=out.stem,
-        base=str(base.resolve()),
+        base=_place(base),
         experts=list(zip(names, places, kinds, strict=True)),
         skills=skills,
     )
+
+
+def _place(given: str) -> str:
+    """As a recipe in any folder can name it."""
+    from cqd_hub.hub.reference import is_reference
+
+    on_hub = is_reference(given, Path.cwd())
+    return given if on_hub else str(Path(given).expanduser().resolve())
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[WHO]...",
-            help="Of a recipe: base, experts, model folders. Of a run: ids, best, best:SKILL, …",
+            help="Of a recipe: base, experts, models. Of a run: ids, best, best:SKILL, …",
         ),
     ] = None,
     split: Annotated[
@@ -40,7 +40,7 @@ def evaluate(
 
         cqd-hub eval quickstart
 
-        cqd-hub eval recipe.yaml base ./another-finetune --split validation
+        cqd-hub eval recipe.yaml base ./another-finetune ns/finetune@v2 --split validation
 
         cqd-hub eval runs/quickstart best best:coding 57 --split test
     """

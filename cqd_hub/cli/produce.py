@@ -86,7 +86,10 @@ def train(
     def show(step: int, steps: int, loss: float) -> None:
         print(f"  step {step}/{steps}  loss {loss:.4f}", file=sys.stderr, flush=True)
 
-    made = run(recipe, out=out, progress=None if quiet else show)
+    def note(line: str) -> None:
+        print(f"  {line}", file=sys.stderr, flush=True)
+
+    made = run(recipe, out=out, progress=None if quiet else show, note=note)
     print(json.dumps({"path": str(made)}) if as_json else made)
 
 

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import default_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
 from cqd_hub import __version__
 from cqd_hub.errors import CqdHubError, RunError, UserError

@@ -26,7 +26,8 @@ class File(NamedTuple):
 
     Args:
         size: Bytes.
-        digest: SHA-256 of a large file (64 digits), git's hash of a small one (40 digits).
+        digest: SHA-256 of a large file (64 digits), git's hash of a small one (40 digits); empty
+            where only a cache without links knows of it.
     """
 
     size: int
@@ -36,6 +37,8 @@ class File(NamedTuple):
         """Whether the file at *path* has this content."""
         if path.stat().st_size != self.size:
             return False
+        if not self.digest:
+            return True
         found = sha256_of(path) if len(self.digest) == 64 else _git_hash(path)
         return found == self.digest
 
@@ -167,8 +170,9 @@ def _from_cache(repo: str, sha: str) -> Listing | None:
     files = {}
     for path in folder.iterdir():
         blob = os.readlink(path).rpartition("/")[2] if path.is_symlink() else ""
-        if path.is_file() and _DIGEST.fullmatch(blob):
-            files[path.name] = File(path.stat().st_size, blob)
+        if path.is_file():
+            known = blob if _DIGEST.fullmatch(blob) else ""
+            files[path.name] = File(path.stat().st_size, known)
     return Listing(repo, sha, files)
 
 

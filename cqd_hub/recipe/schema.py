@@ -238,8 +238,13 @@ class Recipe(Strict):
     preset: Preset = Field(
         default="default", description="fills in what the recipe leaves out of search and variation"
     )
-    base: Place = Field(description="folder of the base model, relative to the recipe")
-    experts: dict[Name, Place] = Field(description="name: folder of a fine-tune or LoRA adapter")
+    base: Place = Field(
+        description="the base model: a folder, relative to the recipe, or one of the Hub: ns/name, "
+        "ns/name@revision, hf://…"
+    )
+    experts: dict[Name, Place] = Field(
+        description="name: a fine-tune or LoRA adapter, given like the base"
+    )
     skills: dict[Name, Skill]
     tasks: list[str] = Field(
         default_factory=list,

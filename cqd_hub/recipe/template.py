@@ -14,7 +14,8 @@ seed: 0
 # default, paper (arXiv 2410.14735) or released-code: fills in what is left out below.
 preset: default
 
-# Folders; relative ones start from this file. Experts are fine-tuned from this very base.
+# Folders (relative ones start from this file), or models of the Hub: ns/name@revision. Experts
+# are fine-tuned from this very base.
 base: {base}
 experts:
 """

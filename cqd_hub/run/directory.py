@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +23,9 @@ _FREE = {"recipe.search.children", "recipe.genome.disk", "recipe.evaluation.sand
 # Where the order of keys matters: it numbers the archives and the experts.
 _ORDERED = {"recipe.skills", "recipe.experts"}
 # Differences that are recorded instead of refused.
-_RECORDED = ("versions", "created", "sessions", "folder", "sandbox.guarantees")
+_RECORDED = ("versions", "created", "sessions", "folder", "sandbox.guarantees", "licence")
+# What the Hub says of a model, which its owner may change at any time, or the cache not know.
+_SAID = re.compile(r"models\..*\.(licence|licence_name|gated|base_model)")
 
 
 @contextmanager
@@ -86,6 +89,9 @@ def _take(descriptor: int, folder: Path) -> None:
     with suppress(OSError):  # the number is a courtesy: a full disk may refuse it
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+
+
+_WRITTEN = ("journal.sqlite*", "log.txt", "genomes", "merges", "layout.json", "manifest.json")
 
 
 def discard(folder: Path) -> None:
@@ -179,7 +185,7 @@ def _refuse(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     refused = [
         line
         for key, line in _differences(old, new)
-        if key not in _FREE and not f"{key}.".startswith(recorded)
+        if key not in _FREE and not f"{key}.".startswith(recorded) and not _SAID.fullmatch(key)
     ]
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""

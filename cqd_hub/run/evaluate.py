@@ -12,10 +12,12 @@ from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.genome import Genome
+from cqd_hub.hub.reference import is_reference, parse
 from cqd_hub.recipe import Recipe, Split
 from cqd_hub.run.directory import read_manifest, read_recipe
 from cqd_hub.run.journal import Journal
 from cqd_hub.run.merges import present
+from cqd_hub.run.models import pins_of
 from cqd_hub.run.select import find
 from cqd_hub.run.workbench import open_workbench, shares_kept
 from cqd_hub.statistics import Interval, average_interval, mean_interval
@@ -37,27 +39,27 @@ async def evaluate_models(
     *,
     note: Callable[[str], None] = lambda line: None,
 ) -> list[Scored]:
-    """Evaluate the base, experts of the recipe, or folders of other fine-tunes of the same base.
+    """Evaluate the base, experts of the recipe, or other fine-tunes of the same base.
 
     Args:
-        models: ``base``, an expert's name, or a model or adapter folder; base and all experts if
-            empty.
+        models: ``base``, an expert's name, a model or adapter folder, or a model of the Hub; base
+            and all experts if empty.
 
     Raises:
         UserError: No such model, or not one of this base.
     """
-    names = list(models) or ["base", *recipe.experts]
+    names, here = list(models) or ["base", *recipe.experts], Path.cwd()
     folders = {
-        f"model-{number}": str(Path(name).resolve())
+        f"model-{number}": str(parse(name) if is_reference(name, here) else Path(name).resolve())
         for number, name in enumerate(names)
         if name != "base" and name not in recipe.experts
     }
     for place in folders.values():
-        if not Path(place).is_dir():
+        if not is_reference(place, here) and not Path(place).is_dir():
             raise UserError(
                 "no such expert or model folder",
                 where=place,
-                remedy=f"name base, {', '.join(recipe.experts)} or a folder",
+                remedy=f"name base, {', '.join(recipe.experts)}, a folder or a model of the Hub",
             )
     wider = recipe.model_copy(update={"experts": {**recipe.experts, **folders}})
     async with open_workbench(wider, recipe_folder, note=note) as bench:
@@ -99,7 +101,9 @@ async def evaluate_individuals(
         journal.close()
     place = Path(manifest["folder"])
     expected = manifest["basis"]
-    async with open_workbench(recipe, place, run=folder, expected=expected, note=note) as bench:
+    async with open_workbench(
+        recipe, place, run=folder, expected=expected, pins=pins_of(manifest), note=note
+    ) as bench:
         result = []
         for name, individual in chosen:
             candidate = Candidate(individual.id, Genome.from_bytes(individual.genome))

@@ -25,6 +25,7 @@ from cqd_hub.genome.export import (
 from cqd_hub.run.directory import read_manifest, read_recipe
 from cqd_hub.run.journal import Individual, Journal
 from cqd_hub.run.merges import kept_merges
+from cqd_hub.run.models import pins_of
 from cqd_hub.run.select import find
 from cqd_hub.run.workbench import open_basis
 
@@ -153,7 +154,13 @@ def export_individual(
         journal.close()
     manifest = read_manifest(folder)
     assert manifest is not None  # read_recipe has read it
-    basis = open_basis(recipe, Path(manifest["folder"]), expected=manifest["basis"], note=note)
+    basis = open_basis(
+        recipe,
+        Path(manifest["folder"]),
+        expected=manifest["basis"],
+        pins=pins_of(manifest),
+        note=note,
+    )
     kind = f"{individual.role}, id {individual.id}, genome {individual.genome_hash[:12]}"
     note(f"{individual.name} ({kind})")
     merges: MergeStore | None = None

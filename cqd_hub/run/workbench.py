@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from cqd_hub.evaluation.sandbox import Sandbox, open_sandbox
 from cqd_hub.evaluation.skills import Skill, load_skills
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.merges import open_merges
+from cqd_hub.run.models import Models, find_models, open_found
 
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
@@ -34,6 +35,7 @@ class Workbench:
 
     Args:
         recipe: What was asked.
+        models: Where base and experts are.
         basis: Factored experts.
         engine: Running.
         skills: With prepared samples.
@@ -43,6 +45,7 @@ class Workbench:
     """
 
     recipe: Recipe
+    models: Models
     basis: Basis
     engine: SequentialEngine
     skills: dict[str, Skill]
@@ -57,14 +60,15 @@ class Workbench:
             "recipe": self.recipe.model_dump(mode="json"),
             "seed": self.recipe.seed,
             "models": {
-                "base": _model(self.recipe.base, basis.base.checkpoint.content_hash),
+                "base": self.models.base.record(basis.base.checkpoint.content_hash),
                 "experts": {
-                    name: _model(place, expert.content_hash)
-                    for (name, place), expert in zip(
-                        self.recipe.experts.items(), basis.experts, strict=True
+                    name: model.record(expert.content_hash)
+                    for (name, model), expert in zip(
+                        self.models.experts.items(), basis.experts, strict=True
                     )
                 },
             },
+            "licence": self.models.licence(),
             "basis": basis.hash,
             "tasks": {
                 name: {
@@ -92,17 +96,20 @@ async def open_workbench(
     *,
     run: Path | None = None,
     expected: str | None = None,
+    pins: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> AsyncIterator[Workbench]:
     """Open all that *recipe* names; relative paths start from *folder*.
 
     Args:
         run: The run directory that individuals come from, if they come from one.
+        pins: Commits of models of the Hub that a run keeps to, see `find_models`.
         expected: Hash of the basis that a run's genomes refer to.
         note: Called with a line for what takes time.
 
     Raises:
         UserError: Anything wrong with merge method, models, tasks, device or sandbox.
+        RunError: A model cannot be had from the Hub now.
     """
     _check_crossover(recipe)
     import torch
@@ -110,7 +117,8 @@ async def open_workbench(
     from cqd_hub.evaluation.engine.sequential import SequentialEngine, load_tokenizer
 
     device = _device(recipe.evaluation.device)
-    base, experts = _open_models(recipe, folder, note)
+    models = find_models(recipe, folder, pins=pins, note=note)
+    base, experts = open_found(models, note)
     # What is cheap to refuse is refused before anything is factored.
     tokenizer = load_tokenizer(base.tokenizer)
     skills = load_skills(recipe, folder, tokenizer, note=note)
@@ -123,7 +131,8 @@ async def open_workbench(
                 image=recipe.evaluation.sandbox_image,
             )
             await stack.enter_async_context(sandbox)
-        basis = _factor(recipe, base, experts, note)
+        with models.speaking(note) as told:
+            basis = _factor(recipe, base, experts, told)
         _compare(basis, expected, folder)
         dtype = recipe.evaluation.dtype
         if dtype == "auto":
@@ -140,7 +149,7 @@ async def open_workbench(
             skill.check(engine)
         await stack.enter_async_context(engine)
         evaluator = Evaluator(engine, skills, sandbox)
-        yield Workbench(recipe, basis, engine, skills, sandbox, evaluator, merges)
+        yield Workbench(recipe, models, basis, engine, skills, sandbox, evaluator, merges)
 
 
 def open_basis(
@@ -148,19 +157,23 @@ def open_basis(
     folder: Path,
     *,
     expected: str | None = None,
+    pins: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Basis:
     """The basis of a recipe's models.
 
     Args:
         recipe: Names the models; relative paths start from *folder*.
+        pins: Commits of models of the Hub that a run keeps to, see `find_models`.
         expected: Hash of the basis that a run's genomes refer to.
         note: Called with a line for what takes time.
 
     Raises:
         UserError: Anything wrong with the models, or not the *expected* ones.
     """
-    basis = _factor(recipe, *_open_models(recipe, folder, note), note)
+    models = find_models(recipe, folder, pins=pins, note=note)
+    with models.speaking(note) as told:
+        basis = _factor(recipe, *open_found(models, note), told)
     _compare(basis, expected, folder)
     return basis
 
@@ -181,18 +194,6 @@ def _compare(basis: Basis, expected: str | None, folder: Path) -> None:
             where=str(folder),
             remedy="restore them",
         )
-
-
-def _open_models(
-    recipe: Recipe, folder: Path, note: Callable[[str], None]
-) -> tuple[Base, list[Expert]]:
-    from cqd_hub.genome import open_models
-
-    base = model_folder(recipe.base, folder, "base")
-    experts = [
-        model_folder(place, folder, f"experts.{name}") for name, place in recipe.experts.items()
-    ]
-    return open_models(base, experts, note=note)
 
 
 def _factor(
@@ -231,27 +232,6 @@ def _machine(path: str) -> dict[str, str]:
     if path.endswith("cuda"):
         return {"device": torch.cuda.get_device_name()}
     return {"device": platform.machine(), "threads": str(torch.get_num_threads())}
-
-
-def _model(place: str, content_hash: str) -> dict[str, str]:
-    return {"path": place, "sha256": content_hash}
-
-
-def model_folder(place: str, folder: Path, where: str) -> Path:
-    """The folder that a recipe means by *place*, relative to the recipe's *folder*.
-
-    Raises:
-        UserError: There is none; names *where* in the recipe.
-    """
-    path = Path(place).expanduser()
-    path = path if path.is_absolute() else folder / path
-    if not path.is_dir():
-        raise UserError(
-            f"{where}: no such model folder",
-            where=str(path),
-            remedy="give a folder, relative to the recipe; download Hub models with `hf download`",
-        )
-    return path.resolve()
 
 
 def _device(wanted: str) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cqd_hub.errors import UserError
 from cqd_hub.files import sha256_of
+from cqd_hub.hub.reference import is_reference, parse
 from cqd_hub.training.recipe import FromScratch, Lora, TokenizerTraining
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cqd_hub.hub.fetch import Fetched
 
 END, PADDING = "<eos>", "<pad>"
 
@@ -28,62 +31,84 @@ class Start(NamedTuple):
     commit: str | None = None
 
 
-def load_base(base: str, folder: Path, *, revision: str | None, dtype: torch.dtype) -> Start:
+def load_base(
+    base: str,
+    folder: Path,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    note: Callable[[str], None] = lambda line: None,
+) -> Start:
     """Load a base from a folder relative to *folder*, or from the Hub; safetensors, no code.
 
     Raises:
         UserError: There is no such base, it cannot be loaded, or its tokenizer has no end token.
+        RunError: It cannot be had from the Hub now.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    local = folder / base
+    local, commit = folder / base, None
+    where = str(local)
     if local.is_dir():
         if not list(local.glob("*.safetensors")):
             raise UserError(
                 "the base has no safetensors weights",
-                where=str(local),
+                where=where,
                 remedy="save it with `save_pretrained`",
             )
-        name, where = str(local), str(local)
-    elif base.startswith(("/", ".", "~")) or base.count("/") > 1:
+    elif not is_reference(base, folder):
         raise UserError(
-            "no such base folder", where=str(local), remedy="train it first, or correct `base`"
+            "no such base folder",
+            where=where,
+            remedy="train it first, or correct `base`: a folder, or ns/name on the Hub",
         )
     else:
-        name, where = base, f"base {base}"
-    commit = None if local.is_dir() else _commit(name, revision)
-    # A branch may move between two files.
-    options: dict[str, Any] = {"revision": commit or revision, "trust_remote_code": False}
+        fetched = _fetched(base, revision, local, note)
+        local, commit, where = fetched.path, fetched.sha, f"base {base}"
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(local, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, **options
+            local, dtype=dtype, use_safetensors=True, **options
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot be loaded as a base: {reason}",
             where=where,
-            remedy=f"there is no folder {local}; give a folder or a Hub id"
-            if not local.is_dir()
-            else "give a folder written by `save_pretrained`",
+            remedy="give a model written by `save_pretrained`",
         ) from None
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-text token", where=where)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    weights = sorted(local.glob("*.safetensors")) if local.is_dir() else []
+    weights = sorted(local.glob("*.safetensors")) if commit is None else []
     return Start(model, tokenizer, {path.name: sha256_of(path) for path in weights}, commit)
 
 
-def _commit(name: str, revision: str | None) -> str | None:
-    """What a revision on the Hub stands for now; None where transformers is to say why not."""
-    from huggingface_hub import hf_hub_download
+def _fetched(base: str, revision: str | None, local: Path, note: Callable[[str], None]) -> Fetched:
+    from cqd_hub.genome.models.opening import open_base
+    from cqd_hub.hub.client import Hub
+    from cqd_hub.hub.fetch import fetch
 
-    try:  # a cached file lies in snapshots/COMMIT
-        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
-    except (OSError, ValueError):
-        return None
+    reference = parse(base)
+    if revision is not None:
+        if reference.revision not in (None, revision):
+            raise UserError(
+                f"asks for {reference.revision} and for {revision}",
+                where="base and revision",
+                remedy="give one revision",
+            )
+        reference = reference._replace(revision=revision)
+
+    def check(folders: Sequence[Path]) -> None:
+        open_base(folders[0])
+
+    try:
+        return fetch(Hub(note=note), [reference], check=check)[0]
+    except UserError as error:
+        remedy = f"{error.remedy}; there is no folder {local}" if error.remedy else ""
+        raise UserError(error.what, where=f"base {base}", remedy=remedy) from None
 
 
 def create(recipe: FromScratch, texts: Iterable[str], *, dtype: torch.dtype) -> Start:

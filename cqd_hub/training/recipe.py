@@ -61,7 +61,8 @@ class TrainingRecipe(Strict):
     """Everything that decides the trained weights.
 
     Attributes:
-        base: A folder relative to the recipe, or a Hub id; instead of ``from_scratch``.
+        base: A folder relative to the recipe, or a model of the Hub (``ns/name``, ``hf://…``);
+            instead of ``from_scratch``.
         revision: Of a base on the Hub.
         warm_up: Steps of linear rise to the learning rate.
         answers_only: Loss on the answers of prompt-and-answer rows, not on the prompts.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import cqd_hub
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.files import new_folder, sha256_of
+from cqd_hub.hub.reference import parse
 from cqd_hub.recipe.load import load_yaml
 from cqd_hub.training.data import Tokens, mix, read, refuse_unlearnable, tokenize
 from cqd_hub.training.loop import Progress, fit
@@ -24,7 +25,13 @@ RECORD = "training.json"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "safetensors")
 
 
-def train(path: Path, *, out: Path | None = None, progress: Progress | None = None) -> Path:
+def train(
+    path: Path,
+    *,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Train what the recipe at *path* says and write it to *out* (default: the recipe's).
 
     Full training writes a `save_pretrained` folder with tokenizer and generation config; LoRA a
@@ -44,7 +51,7 @@ def train(path: Path, *, out: Path | None = None, progress: Progress | None = No
     sources = [read(source, home, end=recipe.end_of_answer) for source in recipe.data]
     try:
         with new_folder(target) as folder, _threads(recipe.threads):
-            _train(recipe, home, sources, folder, target, progress)
+            _train(recipe, home, sources, folder, target, progress, note)
     except PermissionError as error:
         raise UserError(
             f"cannot write: {error.strerror}", where=str(target), remedy="give another --out"
@@ -78,6 +85,7 @@ def _train(
     folder: Path,
     target: Path,
     progress: Progress | None,
+    note: Callable[[str], None],
 ) -> None:
     import torch
     from transformers import set_seed
@@ -90,7 +98,7 @@ def _train(
         seed=recipe.seed,
     )
     drawn = [sources[source][row] for source, row in order]
-    start = _start(recipe, home, drawn)
+    start = _start(recipe, home, drawn, note)
     tokens = {
         row: tokenize(
             row, start.tokenizer, max_length=recipe.max_length, answers_only=recipe.answers_only
@@ -135,14 +143,16 @@ def _train(
         file.chmod(0o644)  # safetensors writes for the owner alone
 
 
-def _start(recipe: TrainingRecipe, home: Path, drawn: list[Any]) -> Start:
+def _start(
+    recipe: TrainingRecipe, home: Path, drawn: list[Any], note: Callable[[str], None]
+) -> Start:
     import torch
 
     dtype = getattr(torch, recipe.train_dtype)
     if recipe.from_scratch:
         texts = (row.prompt + row.answer for row in drawn)
         return create(recipe.from_scratch, texts, dtype=dtype)
-    return load_base(str(recipe.base), home, revision=recipe.revision, dtype=dtype)
+    return load_base(str(recipe.base), home, revision=recipe.revision, dtype=dtype, note=note)
 
 
 def _save(
@@ -155,7 +165,7 @@ def _save(
     local = home / str(recipe.base)
     config = model.peft_config["default"]
     config.base_model_name_or_path = (
-        os.path.relpath(local.resolve(), target) if local.is_dir() else recipe.base
+        os.path.relpath(local.resolve(), target) if local.is_dir() else parse(str(recipe.base)).repo
     )
     config.revision = start.commit
     # The embeddings are the base's; without this PEFT asks the Hub whether they were resized.
