@@ -18,11 +18,18 @@ from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.genome import Genome
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.archives import expert_scores, make_cycle, replay, vector
-from cqd_hub.run.directory import agree, discard, open_directory, refuse_other_recipe
+from cqd_hub.run.directory import (
+    agree,
+    discard,
+    open_directory,
+    read_manifest,
+    refuse_other_recipe,
+)
 from cqd_hub.run.finish import Finish
 from cqd_hub.run.journal import Individual, Journal, Role, count_individuals
 from cqd_hub.run.log import Logged
 from cqd_hub.run.merges import present
+from cqd_hub.run.models import pins_of
 from cqd_hub.run.progress import Observer, Pace, Progress, Silent, Stopped, best_average
 from cqd_hub.run.seeds import Seeds
 from cqd_hub.run.space import check_space
@@ -61,7 +68,10 @@ async def evolve(
     observer.phase("opening")
     with open_directory(out):
         refuse_other_recipe(out, recipe)
-        async with open_workbench(recipe, recipe_folder, run=out, note=observer.note) as bench:
+        pins = pins_of(read_manifest(out))
+        async with open_workbench(
+            recipe, recipe_folder, run=out, pins=pins, note=observer.note
+        ) as bench:
             moved = seeds.moved(bench.basis) if seeds else []
             check_space(out, bench, count_individuals(out) - len(moved))
             observer = Logged(observer, out)
