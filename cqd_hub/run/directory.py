@@ -20,6 +20,8 @@ from cqd_hub.recipe import Recipe
 
 # What a resumed run may change: its budget and what does not touch a score.
 _FREE = {"recipe.search.children", "recipe.genome.disk", "recipe.evaluation.sandbox_workers"}
+# What a run writes before its first child, beside the manifest.
+_WRITTEN = ("journal.sqlite*", "log.txt", "genomes", "merges", "seeds", "layout.json")
 # Where the order of keys matters: it numbers the archives and the experts.
 _ORDERED = {"recipe.skills", "recipe.experts"}
 # Differences that are recorded instead of refused.
@@ -91,12 +93,9 @@ def _take(descriptor: int, folder: Path) -> None:
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
 
 
-_WRITTEN = ("journal.sqlite*", "log.txt", "genomes", "merges", "layout.json", "manifest.json")
-
-
 def discard(folder: Path) -> None:
     """Take back what a run wrote that turned out to be a mistake at its first step."""
-    for pattern in ("journal.sqlite*", "log.txt", "genomes", "merges", "seeds", "manifest.json"):
+    for pattern in (*_WRITTEN, "manifest.json"):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
