@@ -41,12 +41,13 @@ def _root(
 
 
 def _register() -> None:
-    from cqd_hub.cli import create, inspect, produce
+    from cqd_hub.cli import create, hub, inspect, produce
 
     commands: list[tuple[str, Callable[..., None]]] = [
         ("evolve", produce.evolve),
         ("train", produce.train),
         ("export", produce.export),
+        ("push", hub.push),
         ("eval", inspect.evaluate),
         ("report", inspect.report),
         ("init", create.init),

@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -185,7 +186,14 @@ def sha256(content: Content) -> str:
     """Of a content, hexadecimal."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    return sha256_of(content)
+    stat = content.stat()
+    return _sha256_of(content, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    """Once per state of the file: it is asked for again after every failure."""
+    return sha256_of(path)
 
 
 def git_oid(content: Content) -> str:

@@ -7,7 +7,15 @@ also by a second process. matplotlib and Jinja2 are imported only when something
 from __future__ import annotations
 
 from cqd_hub.report._build import ReportPaths, build_report
-from cqd_hub.report._table import Row, format_table, results_table
+from cqd_hub.report._table import Row, format_table, notes, results_table
 from cqd_hub.report._text import visible
 
-__all__ = ["ReportPaths", "Row", "build_report", "format_table", "results_table", "visible"]
+__all__ = [
+    "ReportPaths",
+    "Row",
+    "build_report",
+    "format_table",
+    "notes",
+    "results_table",
+    "visible",
+]
