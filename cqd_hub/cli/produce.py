@@ -26,6 +26,12 @@ def evolve(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same as --set seed=N.")] = None,
     overrides: OverrideOption = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="NS/RUN", help="Begin with the elites of an archive or run directory."
+        ),
+    ] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,6 +44,8 @@ def evolve(
         cqd-hub evolve recipe.yaml --out runs/first --children 400
 
         cqd-hub evolve recipe.yaml --seed 1 --set variation.mutation.w_max=0.2 --json
+
+        cqd-hub evolve with-one-more-expert.yaml --from me/quickstart
     """
     from cqd_hub.recipe import Recipe, find_recipe, load_yaml
 
@@ -47,13 +55,15 @@ def evolve(
     changes += [f"seed={seed}"] if seed is not None else []
     loaded = load_yaml(path, Recipe, changes)
     folder = out or Path("runs") / loaded.name
+    from cqd_hub.publish.seeds import find_seeds
     from cqd_hub.report import build_report, results_table
     from cqd_hub.run.evolve import evolve as run
     from cqd_hub.run.progress import Stopped
 
     try:
         with make_observer(quiet=quiet, as_json=as_json) as observer:
-            asyncio.run(run(loaded, path.resolve().parent, folder, observer))
+            seeds = find_seeds(source, folder, note=observer.note)
+            asyncio.run(run(loaded, path.resolve().parent, folder, observer, seeds=seeds))
     except (Stopped, KeyboardInterrupt, asyncio.CancelledError):
         print(f"stopped; to go on: {_again()}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -61,6 +61,11 @@ class FactorStore(Mapping[str, Factors]):
         """Slot name → rank."""
         return {name: entry["rank"] for name, entry in self._index["slots"].items()}
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Slot name → file in the folder."""
+        return {name: entry["file"] for name, entry in self._index["slots"].items()}
+
     @cached_property
     def retained(self) -> dict[str, float]:
         """Slot name → share of ‖τ‖² that the factors hold."""
