@@ -16,6 +16,7 @@ import numpy as np
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.genome import Genome
+from cqd_hub.genome.layout_file import write_layout
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.archives import expert_scores, make_cycle, replay, vector
 from cqd_hub.run.directory import (
@@ -85,6 +86,7 @@ async def evolve(
                 seeds.save(out)
                 observer.note(f"{len(moved)} elites of {seeds.source} to begin with")
             lineages = [(one.genome, seeds.lineage(one.seed)) for one in moved if seeds]
+            write_layout(out, bench.basis)
             journal = Journal(out, create=True)
             try:
                 with _stop_on_interrupt(observer) as stop:
