@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from cqd_hub.cli.hub import AcceptOption
 from cqd_hub.cli.observers import make_observer
 from cqd_hub.cli.options import JsonOption, OverrideOption, QuietOption, RecipeArgument, RunArgument
 from cqd_hub.cli.tables import print_rows
+from cqd_hub.errors import UserError
 
 
 def evolve(
@@ -32,6 +34,19 @@ def evolve(
             "--from", metavar="NS/RUN", help="Begin with the elites of an archive or run directory."
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="NS/RUN", help="Publish it on the Hub as it goes."),
+    ] = None,
+    push_every: Annotated[
+        int | None,
+        typer.Option("--push-every", min=1, help="Children from one commit to the next."),
+    ] = None,
+    push_minutes: Annotated[
+        float | None,
+        typer.Option("--push-minutes", min=0, help="Or minutes [default: 10]."),
+    ] = None,
+    accept_licence: AcceptOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,6 +61,8 @@ def evolve(
         cqd-hub evolve recipe.yaml --seed 1 --set variation.mutation.w_max=0.2 --json
 
         cqd-hub evolve with-one-more-expert.yaml --from me/quickstart
+
+        cqd-hub evolve recipe.yaml --push me/first --push-every 100
     """
     from cqd_hub.recipe import Recipe, find_recipe, load_yaml
 
@@ -60,15 +77,38 @@ def evolve(
     from cqd_hub.run.evolve import evolve as run
     from cqd_hub.run.progress import Stopped
 
+    uploader = None
+    if push is not None:
+        from cqd_hub.publish.uploader import Publishing, Uploader
+    elif push_every is not None or push_minutes is not None:
+        raise UserError(
+            "says when to publish, not where", where="--push-…", remedy="add --push NS/RUN"
+        )
     try:
         with make_observer(quiet=quiet, as_json=as_json) as observer:
             seeds = find_seeds(source, folder, note=observer.note)
+            if push is not None:
+                uploader = Uploader(
+                    folder,
+                    push,
+                    every=push_every,
+                    minutes=push_minutes,
+                    options=["--accept-licence"] if accept_licence else [],
+                    note=observer.note,
+                )
+                uploader.check()
+                observer = Publishing(observer, uploader)
             asyncio.run(run(loaded, path.resolve().parent, folder, observer, seeds=seeds))
     except (Stopped, KeyboardInterrupt, asyncio.CancelledError):
         print(f"stopped; to go on: {_again()}", file=sys.stderr)
+        if uploader is not None:
+            print(f"to publish what there is: {uploader.command}", file=sys.stderr)
         raise typer.Exit(130) from None
     page = build_report(folder)
     print_rows(results_table(folder), as_json=as_json)
+    if uploader is not None:
+        sys.stdout.flush()
+        uploader.finish(sys.stderr, quiet=quiet)
     if not quiet and not as_json:
         print(f"\npage:   {page.page}", file=sys.stderr)
         print(

@@ -91,7 +91,7 @@ def archive_card(
     elites = head["models_published"]
     parts = [
         f"# {escaped(str(recipe['name']))}: an archive of evolved models",
-        f"A run of {_PAPER} with [cqd-hub](https://pypi.org/project/cqd-hub/): models that hold "
+        f"A run of {_PAPER} with cqd-hub: models that hold "
         f"{len(skills)} skills at once ({', '.join(map(escaped, skills))}), merged from "
         f"{len(models.experts)} experts of one base. It holds {head['told']} individuals that were "
         "offered to the archives, their genomes, their lineage and every answer that was scored. "
@@ -110,7 +110,7 @@ def archive_card(
         "## Scores",
         _table(rows),
         " ".join(map(escaped_text, notes)),
-        *(f"![{escaped(alt, length=600)}]({path})" for path, alt in figures.items()),
+        *(f"![{escaped_text(alt)}]({path})" for path, alt in figures.items()),
         "## Made from",
         "\n".join(f"- {escaped(model.name)}: {_described(model)}" for model in models.all),
         *_licence_notes(models),

@@ -39,7 +39,7 @@ def choose(view: View, asked: Sequence[str] | None) -> list[Chosen]:
 
     Args:
         asked: See `ASKED`; None for what a finished run is best at: the chosen one, every
-            archive's best and the aggregate, at most ten.
+            archive's best and the aggregate, at most ten, experts left out.
 
     Raises:
         UserError: Nobody of that name.
@@ -49,8 +49,12 @@ def choose(view: View, asked: Sequence[str] | None) -> list[Chosen]:
             return []
         aggregate = ["aggregate"] if _aggregate(view) is not None else []
         asked = ["best", *(f"best:{skill}" for skill in view.recipe.skills), *aggregate]
-        return _grouped(view, asked)[:_MOST]
+        return [one for one in _grouped(view, asked) if not _is_expert(view, one)][:_MOST]
     return _grouped(view, [one for one in asked if one != "none"])
+
+
+def _is_expert(view: View, one: Chosen) -> bool:
+    return view.individuals[one.individual].role == Role.EXPERT
 
 
 def _grouped(view: View, asked: Sequence[str]) -> list[Chosen]:

@@ -19,7 +19,14 @@ from cqd_hub.files import cache_folder
 from cqd_hub.hub.client import Hub, HubAway
 from cqd_hub.hub.commit import Change, Committed, Head, Kind, commit, same, size_of
 from cqd_hub.publish import owner
-from cqd_hub.publish.archive import Archive, draw, factor_files, layout_record_of, merge_files
+from cqd_hub.publish.archive import (
+    Archive,
+    draw,
+    factor_files,
+    layout_record_of,
+    merge_files,
+    read_record,
+)
 from cqd_hub.publish.building import Workshop
 from cqd_hub.publish.choice import Form, adapter_bytes, choose, model_bytes, usual_form
 from cqd_hub.publish.collection import Item, differing, find_collection, update_collection
@@ -118,7 +125,9 @@ def push(
         return _Push(hub, view, to, options or PushOptions(), scratch, note).go(dry_run=dry_run)
 
 
-def check_target(to: str, *, note: Callable[[str], None] = lambda line: None) -> None:
+def check_target(
+    to: str, *, patience: float | None = None, note: Callable[[str], None] = lambda line: None
+) -> None:
     """Ask for name and rights, before a run that is to be published begins.
 
     Raises:
@@ -126,7 +135,7 @@ def check_target(to: str, *, note: Callable[[str], None] = lambda line: None) ->
         HubAway: Nobody answers.
     """
     owner.check_name(to)
-    hub = Hub(note=note)
+    hub = Hub(note=note, patience=patience)
     owner.check_owner(hub, to.partition("/")[0])
     owner.find(hub, to, "dataset")
 
@@ -155,7 +164,8 @@ class _Push:
         for line in check_licences(models, accepted=options.accept_licence):
             self._note(line)
         owner.check_owner(self._hub, self._to.partition("/")[0])
-        models = self._with_base(models)
+        heads = {self._to: owner.find(self._hub, self._to, "dataset")}
+        models = self._with_base(models, heads[self._to])
         self._shop = Workshop(view, models, self._scratch / "elites", self._note)
         layout = layout_record_of(view.folder, lambda: self._shop.basis)
         elites = [
@@ -186,7 +196,6 @@ class _Push:
             scratch=self._scratch / "tables",
             figures=draw(view.folder),
         )
-        heads = {self._to: owner.find(self._hub, self._to, "dataset")}
         heads |= {one.repo: owner.find(self._hub, one.repo, "model") for one in elites}
         # What is already there must be ours before anything is written.
         change = self._hub.ask(self._to, lambda: archive.change(heads[self._to]))
@@ -288,22 +297,30 @@ class _Push:
             )
         return self._options.form or usual_form(self._view, layout, base=base)
 
-    def _with_base(self, models: Models) -> Models:
-        """The models with the base's repository as given, if it holds this very base."""
+    def _with_base(self, models: Models, head: Head | None) -> Models:
+        """The models with the base's repository as given, or as given to an earlier push.
+
+        Raises:
+            UserError: It does not hold this very base.
+        """
         repo = self._options.base
         if repo is None:
-            return models
+            if models.base.reference is not None or head is None:
+                return models
+            record = self._hub.ask(self._to, lambda: read_record(head, self._view.run))
+            known = (record or {}).get("models", {}).get("base", {}).get("reference")
+            return models._replace(base=models.base._replace(reference=known))
         owner.check_name(repo)
-        head = owner.read(self._hub, repo, "model")
+        there = owner.read(self._hub, repo, "model")
         digest = hashlib.sha256()
-        for path in sorted(head.files):
+        for path in sorted(there.files):
             if re.fullmatch(r"model[^/]*\.safetensors", path):
-                digest.update((head.files[path].sha256 or "").encode())
+                digest.update((there.files[path].sha256 or "").encode())
         if digest.hexdigest() != models.base.sha256:
             raise UserError(
                 "does not hold the weights of the run's base", where=repo, remedy="check --base"
             )
-        return models._replace(base=models.base._replace(reference=f"{repo}@{head.sha}"))
+        return models._replace(base=models.base._replace(reference=f"{repo}@{there.sha}"))
 
 
 @contextmanager
