@@ -173,6 +173,7 @@ class _Repository:
                     revision=listing.sha,
                     force_download=again,  # else a blob of another commit may serve
                     endpoint=self._hub.endpoint,
+                    token=self._hub.api.token,
                     library_name=LIBRARY,
                     library_version=__version__,
                     tqdm_class=_progress(self._hub.note, f"{listing.repo}/{name}"),

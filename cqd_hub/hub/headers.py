@@ -81,6 +81,8 @@ def _write_header(hub: Hub, listing: Listing, name: str, path: Path) -> None:
         return hub.api.parse_safetensors_file_metadata(listing.repo, name, revision=listing.sha)
 
     try:
+        if listing.files[name].size < 8:
+            raise ValueError("it is too short")
         found = hub.ask(where, read)
         header: dict[str, Any] = {
             tensor: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
