@@ -168,14 +168,33 @@ def read_record(head: Head, run: str) -> dict[str, Any] | None:
     return record
 
 
-def draw(folder: Path) -> dict[str, Path]:
-    """Draw a run's figures; what each shows → its file."""
-    paths = build_report(folder).figures
+def draw(view: View) -> dict[str, Path]:
+    """A run's figures, drawn again where the run has gone on; what each shows → its file."""
+    figures = view.folder / "figures"
+    names = ["table", *(f"archive-{skill}" for skill in view.recipe.skills), "curves", "lineage"]
+    if not _drawn(view.folder):
+        build_report(view.folder)
     return {
-        _FIGURES.get(path.stem)
-        or f"Archive of {path.stem.removeprefix('archive-')}: quality over the other skills": path
-        for path in paths
+        _FIGURES.get(name)
+        or f"Archive of {name.removeprefix('archive-')}: quality over the other skills": path
+        for name in names
+        if (path := figures / f"{name}.png").is_file()
     }
+
+
+def _drawn(folder: Path) -> bool:
+    """Whether the report is younger than all that it is drawn from."""
+    try:
+        page = (folder / "report.html").stat().st_mtime_ns
+        sources = [folder / "journal.sqlite", folder / "results.json", folder / "manifest.json"]
+        sources += (folder / "journal.sqlite-wal",) if _size(folder / "journal.sqlite-wal") else ()
+        return all(source.stat().st_mtime_ns < page for source in sources)
+    except OSError:
+        return False
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def layout_record_of(folder: Path, opened: Callable[[], Any]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class _Push:
             merges=merge_files(view) if options.with_merges else {},
             published={label: one.repo for one in elites for label in one.chosen.labels},
             scratch=self._scratch / "tables",
-            figures=draw(view.folder),
+            figures=draw(view),
         )
         heads |= {one.repo: owner.find(self._hub, one.repo, "model") for one in elites}
         # What is already there must be ours before anything is written.
