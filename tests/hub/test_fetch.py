@@ -266,7 +266,8 @@ class TestDamage:
         environment = hub.environment(home=home, CQD_HUB_CACHE=str(home / "cache"))
         child = subprocess.Popen([sys.executable, "-c", code], env=environment)
         deadline = time.monotonic() + 60
-        while not list(home.rglob("*.incomplete")):
+        blob = hashlib.sha256(WEIGHTS).hexdigest()
+        while not list(home.rglob(f"{blob}.*.incomplete")):
             assert child.poll() is None
             assert time.monotonic() < deadline
             threading.Event().wait(0.01)
