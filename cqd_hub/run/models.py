@@ -125,13 +125,13 @@ def check_places(places: Sequence[str], folder: Path, note: Note) -> list[bool]:
     Raises:
         UserError: No such model, or not one that can be merged with the base.
     """
-    from cqd_hub.genome.models.opening import check_models
-
     named = {place: place for place in places}
     local, remote = _sorted(named, folder, {}, note)
     with _locally_missing(named, remote, folder), _looked_at(remote, note) as seen:
         names = {path: place for place, path in seen.items()}
         folders = [{**local, **seen}[place] for place in places]
+        from cqd_hub.genome.models.opening import check_models
+
         with _speaking(names):
             check_models(folders[0], folders[1:], note=lambda line: note(_named(line, names)))
         return [(path / "adapter_config.json").exists() for path in folders]
@@ -172,10 +172,11 @@ def _find(
     local, remote = _sorted(named, folder, pins, note)
     fetched: dict[str, Fetched] = {}
     if remote:
-        from cqd_hub.genome.models.opening import check_models
         from cqd_hub.hub.client import Hub
 
         def check(folders: Sequence[Path]) -> None:
+            from cqd_hub.genome.models.opening import check_models
+
             seen = dict(zip(remote, folders, strict=True))
             paths = [{**local, **seen}[where] for where in named]
             with _speaking({path: named[where] for where, path in seen.items()}):
