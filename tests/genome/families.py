@@ -73,6 +73,21 @@ FAMILIES = {
         "mixture, stored stacked; biases, sinks",
         adapter=False,
     ),
+    "glm4_moe": Family(
+        "GLM-4-MoE",
+        "Glm4MoeConfig",
+        _EXPERTS
+        | {
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+        "mixture, a router's corrections (buffers)",
+        adapter=False,
+    ),
     "gemma2": Family("Gemma 2", "Gemma2Config", _HEAD, "norms add 1, tied"),
     "gemma3": Family("Gemma 3", "Gemma3TextConfig", _HEAD, "norms add 1, tied"),
     "phi3": Family("Phi-3", "Phi3Config", _COMMON, "fused projections"),
@@ -122,6 +137,8 @@ def make_model(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -
             tensor.data += 0.1 * torch.randn_like(tensor)
         if key.endswith("router.weight"):
             tensor.data *= 4
+    for tensor in corrections(model):
+        tensor += 0.1 * torch.randn(tensor.shape)
     model.to(dtype).save_pretrained(folder)
     vocabulary = {f"<{i}>": i for i in range(64)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<0>"))
@@ -133,12 +150,19 @@ def make_model(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -
     return folder
 
 
+def corrections(model: torch.nn.Module) -> list[torch.Tensor]:
+    """A router's buffers that are trained by other means."""
+    return [tensor for name, tensor in model.named_buffers() if name.endswith("bias")]
+
+
 def fine_tune(
     base: Path, folder: Path, *, seed: int, dtype: torch.dtype, shard: str = "5GB"
 ) -> Path:
     """Every tensor moved by 5 % of its spread."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for tensor in corrections(model):
+        tensor += 0.01 * torch.randn(tensor.shape)
     for tensor in model.parameters():
         size = 0.05 * float(tensor.detach().std())
         tensor.data += size * torch.randn(tensor.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,112 @@ def test_a_model_with_half_its_mixture_is_refused(tmp_path: Path) -> None:
     edit_tensors(expert / "model.safetensors", drop(name))
     with pytest.raises(UserError, match=r"it has no tensor .*experts\.3\.w2"):
         opened(base, [expert], tmp_path / "c")
+
+
+def test_old_rotary_buffers_are_carried_or_ignored(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    expert = fine_tune(base, tmp_path / "expert", seed=1, dtype=torch.float32)
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    plain = opened(base, [expert], tmp_path / "a").layout.slots
+    edit_tensors(expert / "model.safetensors", lambda tensors: tensors | buffer)
+    assert opened(base, [expert], tmp_path / "b").layout.slots == plain
+    edit_tensors(base / "model.safetensors", lambda tensors: tensors | buffer)
+    basis = opened(base, [expert], tmp_path / "c")
+    assert basis.layout.slots == plain
+    assert basis.base.inventory.carried == tuple(buffer)
+    SequentialEngine(basis, device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(1, 48), (32, 47)])
+def test_pieces_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    base = in_memory(make_model("mixtral", tmp_path / "apart"), tmp_path / "base")
+    expert = fine_tune(tmp_path / "apart", tmp_path / "expert", seed=1, dtype=torch.float32)
+    piece = {"model.layers.0.block_sparse_moe.experts.1.w2.weight": torch.ones(shape)}
+    edit_tensors(expert / "model.safetensors", lambda tensors: tensors | piece)
+    with pytest.raises(UserError, match=rf"has shape \[{shape[0]}, {shape[1]}\], the base's is"):
+        opened(base, [expert], tmp_path / "c")
+
+
+def test_settings_that_change_the_computation_are_told(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    expert = fine_tune(base, tmp_path / "expert", seed=1, dtype=torch.float32)
+    edit_json(expert / "config.json", rms_norm_eps=1e-2, torch_dtype="float16", use_cache=False)
+    notes: list[str] = []
+    open_models(base, [expert], note=notes.append)
+    told = "expert expert: rms_norm_eps is 0.01, the base's 1e-06; merges use the base's"
+    assert notes == [told]
+    edit_json(expert / "config.json", num_attention_heads=8, head_dim=4)
+    with pytest.raises(UserError, match="head_dim is 4, the base's 8"):
+        open_models(base, [expert])
+
+
+def test_one_file_is_preferred_to_shards_beside_it(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    expert = fine_tune(base, tmp_path / "expert", seed=1, dtype=torch.float32)
+    stale = fine_tune(base, tmp_path / "stale", seed=2, dtype=torch.float32, shard="20KB")
+    for file in stale.glob("model*"):
+        shutil.copy(file, expert)
+    truth = load_file(expert / "model.safetensors")
+    found = expert_state(opened(base, [expert], tmp_path / "c"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in truth.items())
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ({}, "does not map"),
+        ({"weight_map": None}, "does not map"),
+        ({"weight_map": {"a": 1}}, "does not map"),
+        ({"weight_map": {"a": "../base/model.safetensors"}}, "does not map"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "does not map"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path: Path, index: Any, says: str) -> None:
+    base = make_model("llama", tmp_path / "base")
+    expert = fine_tune(base, tmp_path / "expert", seed=1, dtype=torch.float32, shard="20KB")
+    (expert / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=says):
+        open_models(base, [expert])
+
+
+def test_shards_that_lack_a_tensor_are_refused(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    expert = fine_tune(base, tmp_path / "expert", seed=1, dtype=torch.float32, shard="20KB")
+    path = expert / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.extra"] = next(iter(index["weight_map"].values()))
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"no shard holds model\.extra"):
+        open_models(base, [expert])
+
+
+def test_weights_in_eight_bits_and_empty_ones(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    expert = fine_tune(base, tmp_path / "expert", seed=1, dtype=torch.float32)
+    for folder in (base, expert):
+        edit_tensors(
+            folder / "model.safetensors", lambda tensors: tensors | {"none": torch.empty(0, 5)}
+        )
+    basis = opened(base, [expert], tmp_path / "c")
+    assert basis.base.inventory.carried == ("none",)
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit_tensors(
+        expert / "model.safetensors",
+        lambda tensors: tensors | {name: tensors[name].to(torch.float8_e4m3fn)},
+    )
+    with pytest.raises(UserError, match="F8_E4M3: quantised weights cannot be merged"):
+        open_models(base, [expert])
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "7"])
+def test_a_config_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+    base = make_model("llama", tmp_path / "base")
+    (base / "config.json").write_text(content)
+    with pytest.raises(UserError, match="is no JSON object"):
+        open_models(base, [])
+
+
+def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is missing"):
+        open_models(tmp_path / "file", [])

@@ -14,6 +14,7 @@ from cqd_hub.evaluation.engine.sequential import SequentialEngine
 from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, crossover, open_models
 from cqd_hub.genome.export import export_checkpoint
 from tests.genome.families import fine_tune, make_model, stored
+from tests.genome.tiny_models import edit_tensors
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 NAMES = ["llama", "gemma3"]  # apart, tied
@@ -161,3 +162,49 @@ def test_the_tokenizer_with_all_tokens_is_used(tmp_path: Path) -> None:
     basis = opened(base, [expert], tmp_path / "cache", [])
     assert basis.base.tokenizer == expert
     assert {slot.shape[0] for slot in basis.base.vocabulary_slots} == {72}
+
+
+@pytest.mark.parametrize("rows", [66, 62])
+def test_lengths_differ_under_other_names_too(tmp_path: Path, rows: int) -> None:
+    """The Hub's GPT-2 has no prefix; fine-tunes of it do."""
+    base = make_model("gpt2", tmp_path / "base")
+    expert = fine_tune(base, tmp_path / "expert", seed=1, dtype=torch.float32)
+    if rows > 64:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.add_tokens(["<a>", "<b>"], special_tokens=True)
+        tokenizer.save_pretrained(expert)
+    resized(expert, rows)
+    truth = stored(expert)["transformer.wte.weight"]
+    edit_tensors(
+        base / "model.safetensors",
+        lambda tensors: {n.removeprefix("transformer."): t for n, t in tensors.items()},
+    )
+    basis = opened(base, [expert], tmp_path / "cache", [])
+    found = state(basis, 0)["wte.weight"]
+    assert len(found) == max(rows, 64)
+    assert torch.allclose(found[:rows], truth, atol=1e-6)
+
+
+def test_different_tokens_within_the_bases_spare_rows_are_refused(tmp_path: Path) -> None:
+    base = resized(make_model("llama", tmp_path / "base"), 72)
+    experts = []
+    for token in ("<tool>", "<think>"):
+        experts.append(fine_tune(base, tmp_path / token[1:-1], seed=1, dtype=torch.float32))
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.add_tokens([token], special_tokens=True)
+        tokenizer.save_pretrained(experts[-1])
+    error = refusal(base, experts, tmp_path / "cache")
+    assert "its token 64 is '<think>', that of" in error.what
+
+
+def test_rows_lacking_in_a_coarser_dtype_are_no_difference(tmp_path: Path) -> None:
+    base = resized(make_model("llama", tmp_path / "base"), 72)
+    expert = fine_tune(base, tmp_path / "expert", seed=1, dtype=torch.bfloat16)
+    short = AutoModelForCausalLM.from_pretrained(expert, dtype=torch.bfloat16)
+    short.resize_token_embeddings(64, mean_resizing=False)
+    short.save_pretrained(expert)
+    basis = opened(base, [expert], tmp_path / "cache", [])
+    slot = next(slot for slot in basis.layout.slots if slot.name == EMBEDDING)
+    delta = basis.experts[0].task_vector(slot)
+    assert isinstance(delta, torch.Tensor)
+    assert not delta[64:].any()

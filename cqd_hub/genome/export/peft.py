@@ -16,6 +16,7 @@ from cqd_hub.genome.models.experts import LowRank
 
 Purpose = Literal["attach", "merge"]
 _PREFIX = "base_model.model."
+_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 
 
@@ -71,7 +72,7 @@ def site(basis: Basis, slot: Slot) -> tuple[Site, Piece] | None:
     kind = _kind(architecture, path)
     parameter = architecture.parameters[place.parameter]
     whole = place.size == tuple(parameter.shape)
-    if kind is None or leaf != "weight":
+    if kind is None or leaf != "weight" or _taken_for_experts(architecture, path):
         return _in_parameter(architecture, place, slot)
     if slot.index is not None or not (whole or kind == "linear"):
         return None
@@ -247,6 +248,16 @@ def _kind(
     if isinstance(module, torch.nn.modules.conv._ConvNd):
         return "convolution" if module.groups == 1 and not module.transposed else None
     return None
+
+
+def _taken_for_experts(architecture: Architecture, path: str) -> bool:
+    """Whether PEFT would take a dense layer of a mixture for one of its experts, by its name.
+
+    It rewrites adapters that were made when experts were modules (0.21.2); naming the layer's
+    parameter instead of the layer keeps out of that.
+    """
+    mixture = any(tensor.ndim == 3 for tensor in architecture.parameters.values())
+    return mixture and path.rpartition(".")[2] in _EXPERTS
 
 
 def _ties(architecture: Architecture, parameter: str) -> tuple[str, ...]:

@@ -174,7 +174,9 @@ class AdapterExpert:
             return self.base.weight(slot)
         weight = self.stored_rows(slot)[: slot.shape[0]]
         if len(weight) < slot.shape[0]:
-            return torch.cat([weight, self.base.weight(slot)[len(weight) :].to(weight)])
+            rest = self.base.weight(slot)[len(weight) :]
+            wide = torch.promote_types(weight.dtype, rest.dtype)
+            return torch.cat([weight.to(wide), rest.to(wide)])
         return weight
 
     def stored_rows(self, slot: Slot) -> torch.Tensor:

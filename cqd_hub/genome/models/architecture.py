@@ -17,6 +17,9 @@ import torch
 
 from cqd_hub.genome.layout import Kind
 
+# What older checkpoints store of what is computed today, whatever the architecture.
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
+
 
 class Place(NamedTuple):
     """A stored tensor as a strided view of one contiguous parameter."""
@@ -42,7 +45,12 @@ class Architecture:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
+        # Floating buffers that are stored (a router's corrections) are weights like others.
+        self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters()) | {
+            name: tensor
+            for name, tensor in model.named_buffers()
+            if name in model.state_dict() and tensor.is_floating_point()
+        }
         # Parameter → the one it shares its data with.
         self.ties: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
 
@@ -82,7 +90,7 @@ class Architecture:
     def ignores(self, name: str) -> bool:
         """Whether transformers leaves a stored tensor out when loading (masks, old buffers)."""
         patterns = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or ()
-        return any(re.search(pattern, name) for pattern in patterns)
+        return any(re.search(pattern, name) for pattern in (*patterns, *_OLD_BUFFERS))
 
     def kind(self, place: Place) -> Kind:
         """What the module that holds a parameter does with it."""

@@ -53,9 +53,11 @@ class Checkpoint:
         """
         if not self.path.is_dir():
             raise UserError("no such model folder", where=str(self.path), remedy="check the path")
-        index = self.path / f"{self.stem}.safetensors.index.json"
-        if index.exists():
-            names = sorted(set(read_json(index)["weight_map"].values()))
+        single = self.path / f"{self.stem}.safetensors"
+        if single.exists():  # transformers, too, reads no shards beside it
+            return (single,)
+        if self._index.exists():
+            names = sorted(set(self._weight_map.values()))
             missing = [name for name in names if not (self.path / name).exists()]
             if missing:
                 raise UserError(
@@ -64,9 +66,6 @@ class Checkpoint:
                     remedy="download it again",
                 )
             return tuple(self.path / name for name in names)
-        single = self.path / f"{self.stem}.safetensors"
-        if single.exists():
-            return (single,)
         pickles = [file.name for pattern in _PICKLES for file in self.path.glob(pattern)]
         if pickles:
             raise UserError(
@@ -76,6 +75,25 @@ class Checkpoint:
                 "model.save_pretrained(..., safe_serialization=True)",
             )
         raise UserError(f"holds no {single.name}", where=str(self.path), remedy="check the path")
+
+    @property
+    def _index(self) -> Path:
+        return self.path / f"{self.stem}.safetensors.index.json"
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str]:
+        """Tensor → shard. Shards lie in this very folder."""
+        names = read_json(self._index).get("weight_map")
+        plain = isinstance(names, dict) and all(
+            isinstance(name, str) and Path(name).name == name for name in names.values()
+        )
+        if not plain or not names:
+            raise UserError(
+                "does not map tensors to files of its folder",
+                where=str(self._index),
+                remedy="download or save the model again",
+            )
+        return names
 
     @cached_property
     def headers(self) -> dict[str, TensorHeader]:
@@ -93,6 +111,12 @@ class Checkpoint:
                     where=str(file),
                     remedy="download or save it again",
                 ) from None
+        if len(self.files) > 1 and (lost := sorted(set(self._weight_map) - set(found))):
+            raise UserError(
+                f"no shard holds {lost[0]} ({len(lost)} lost)",
+                where=str(self._index),
+                remedy="download or save the model again",
+            )
         return found
 
     @cached_property
@@ -126,10 +150,15 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: Missing file or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path.name} is missing", where=str(path.parent), remedy="is this a model folder?"
         ) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"is not JSON: {error}", where=str(path)) from None
+    if not isinstance(value, dict):
+        raise UserError("is no JSON object", where=str(path), remedy="download it again")
+    return value

@@ -201,7 +201,9 @@ class FullExpert:
             return own
         if len(own) > slot.shape[0]:
             return own[: slot.shape[0]]
-        return torch.cat([own, self.base.weight(slot)[len(own) :].to(own)])
+        rest = self.base.weight(slot)[len(own) :]
+        wide = torch.promote_types(own.dtype, rest.dtype)  # so that the difference there is 0
+        return torch.cat([own.to(wide), rest.to(wide)])
 
     def task_vector(self, slot: Slot) -> torch.Tensor:
         """Expert minus base, subtracted in fp32.

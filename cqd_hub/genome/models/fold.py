@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from cqd_hub.errors import CqdHubError, RunError, UserError
-from cqd_hub.files import new_folder
+from cqd_hub.files import new_folder, size_text
 from cqd_hub.genome.models.checkpoint import Checkpoint
 from cqd_hub.genome.models.experts import Base, FullExpert
 from cqd_hub.genome.models.slots import Stored
@@ -127,21 +127,21 @@ def _check_room(
     memory = disk + 2 * held + 12 * max(sizes)  # PEFT copies one weight at a time to merge it
     note(
         f"{adapter.path.name} is {reason}: PEFT merges it into a full fp32 checkpoint, once "
-        f"({_size(disk)} on disk, about {_size(memory)} of memory)"
+        f"({size_text(disk)} on disk, about {size_text(memory)} of memory)"
     )
     free, available = shutil.disk_usage(folder.parent).free, _available()
     arithmetic = f"{sum(sizes) / 1e6:.1f} M weights in fp32"
     if disk > free:
         raise RunError(
-            f"folding {adapter.path.name} needs {_size(disk)} ({arithmetic}), "
-            f"{_size(free)} are free",
+            f"folding {adapter.path.name} needs {size_text(disk)} ({arithmetic}), "
+            f"{size_text(free)} are free",
             where=str(folder.parent),
             remedy="free some space or set CQD_HUB_CACHE to a folder on another disk",
         )
     if available is not None and memory > available:
         raise UserError(
-            f"folding it takes about {_size(memory)} of memory ({arithmetic}, and copies), "
-            f"{_size(available)} are available",
+            f"folding it takes about {size_text(memory)} of memory ({arithmetic}, and copies), "
+            f"{size_text(available)} are available",
             where=str(adapter.path),
             remedy=_MERGE_ELSEWHERE,
         )
@@ -261,7 +261,3 @@ def _write(model: Any, folder: Path) -> None:
         raise RunError(
             f"could not be written: {error}", where=str(folder), remedy="is the disk full?"
         ) from None
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -13,10 +13,12 @@ from cqd_hub.genome.models.adapters import check_adapter, open_adapter
 from cqd_hub.genome.models.architecture import Architecture
 from cqd_hub.genome.models.checkpoint import Checkpoint
 from cqd_hub.genome.models.experts import Base, Expert, FullExpert
+from cqd_hub.genome.models.settings import compare_settings
 from cqd_hub.genome.models.slots import Stored
 from cqd_hub.genome.models.vocabulary import Donor, Vocabulary, common_vocabulary
 
 _OTHER_BASE = "use experts fine-tuned from this base"
+_TINY = ("F8", "F6", "F4")
 _QUANTISED = ("quantization_config", "compression_config")
 
 
@@ -61,7 +63,7 @@ def check_models(
     opened: list[Expert] = []
     for path in experts:
         if not (path / "adapter_config.json").exists():
-            opened.append(open_full(ancestor, path))
+            opened.append(open_full(ancestor, path, note))
         elif (adapter := check_adapter(ancestor, path, note=note)) is not None:
             opened.append(adapter)
     _common(ancestor, opened, ["" for _ in opened], note)
@@ -91,17 +93,20 @@ def open_base(path: Path) -> Base:
             where=str(path),
             remedy="use a model whose architecture transformers knows",
         )
-    _ = checkpoint.headers
+    _refuse_tiny_floats(checkpoint)
     return Base(Stored(checkpoint, architecture))
 
 
 def _open_expert(base: Base, path: Path, cache: Path, note: Callable[[str], None]) -> Expert:
+    _refuse_both(path)
     if (path / "adapter_config.json").exists():
         return open_adapter(base, path, cache=cache, note=note)
-    return open_full(base, path)
+    return open_full(base, path, note)
 
 
-def open_full(base: Base, path: Path) -> FullExpert:
+def open_full(
+    base: Base, path: Path, note: Callable[[str], None] = lambda line: None
+) -> FullExpert:
     """Open a full fine-tune; see `open_models`."""
     checkpoint = Checkpoint(path)
     config, theirs = checkpoint.config, base.checkpoint.config
@@ -114,9 +119,11 @@ def open_full(base: Base, path: Path) -> FullExpert:
                 where=str(path),
                 remedy=_OTHER_BASE,
             )
+    _refuse_tiny_floats(checkpoint)
     expert = FullExpert(base, Stored(checkpoint, base.stored.architecture))
     _check_names(expert)
     _check_shapes(expert)
+    compare_settings(path, base.checkpoint.path, note)
     return expert
 
 
@@ -142,15 +149,19 @@ def _check_names(expert: FullExpert) -> None:
 
 
 def _check_shapes(expert: FullExpert) -> None:
-    ends = {slot.name for slot in expert.base.vocabulary_slots}
-    headers = expert.stored.checkpoint.headers
-    for slot in expert.base.inventory.slots:
-        if slot.tensor not in headers:
-            continue  # under another name: of this architecture, whose shapes its config gives
-        mine, theirs = headers[slot.tensor].shape, expert.base.checkpoint.headers[slot.tensor].shape
-        if mine != theirs and (slot.name not in ends or mine[1:] != theirs[1:]):
+    """Compare every stored shape with its place in the model, or with the base's tensor."""
+    base, own = expert.base, expert.stored
+    places = {name: place.size for name, place in own.places.items()}
+    wanted = {name: header.shape for name, header in base.checkpoint.headers.items()} | places
+    ends = {slot.tensor for slot in base.vocabulary_slots}
+    if own.architecture is not None:
+        vocabulary = own.architecture.vocabulary
+        ends |= {name for name, place in own.places.items() if place.parameter in vocabulary}
+    for name, header in own.checkpoint.headers.items():
+        shape = wanted.get(name, header.shape)
+        if header.shape != shape and (name not in ends or header.shape[1:] != shape[1:]):
             raise UserError(
-                f"{slot.tensor} has shape {list(mine)}, the base's is {list(theirs)}",
+                f"{name} has shape {list(header.shape)}, the base's is {list(shape)}",
                 where=str(expert.path),
                 remedy=_OTHER_BASE,
             )
@@ -165,3 +176,22 @@ def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
                 where=str(path),
                 remedy="use the unquantised original",
             )
+
+
+def _refuse_tiny_floats(checkpoint: Checkpoint) -> None:
+    for name, header in checkpoint.headers.items():
+        if header.dtype.startswith(_TINY):
+            raise UserError(
+                f"{name} is stored as {header.dtype}: quantised weights cannot be merged",
+                where=str(checkpoint.path),
+                remedy="use the unquantised original",
+            )
+
+
+def _refuse_both(path: Path) -> None:
+    if (path / "adapter_config.json").exists() and (path / "model.safetensors").exists():
+        raise UserError(
+            "holds a model and an adapter",
+            where=str(path),
+            remedy="keep the one that is meant in a folder of its own",
+        )

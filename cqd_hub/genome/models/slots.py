@@ -79,7 +79,8 @@ class Stored:
         return tensor.reshape(len(tensor), -1) if slot.is_matrix else tensor.reshape(-1)
 
     def _is_weight(self, name: str) -> bool:
-        if not self.checkpoint.headers[name].dtype.startswith(("F", "BF")):
+        header = self.checkpoint.headers[name]
+        if not header.dtype.startswith(("F", "BF")) or 0 in header.shape:
             return False
         ignored = self.architecture is not None and self.architecture.ignores(name)
         return name in self.places or not ignored
@@ -150,7 +151,11 @@ class Renamed:
 
     def _renamed(self, slot: Slot) -> torch.Tensor:
         place = self._base.places[slot.tensor]
-        tensor = place.view(self._parameter(place.parameter))
+        pieces = self._pieces[place.parameter]
+        if len(pieces) == 1 and pieces[0][1] == place:  # one to one: rows may differ in number
+            tensor = self._other.checkpoint.tensor(pieces[0][0])
+        else:
+            tensor = place.view(self._parameter(place.parameter))
         if slot.index is not None:
             tensor = tensor[slot.index]
         return tensor.reshape(len(tensor), -1) if slot.is_matrix else tensor.reshape(-1)
@@ -163,8 +168,7 @@ class Renamed:
             return False
         pieces = self._pieces.get(place.parameter, [])
         held = sum(torch.Size(piece.size).numel() for _, piece in pieces)
-        whole = self._base.architecture.parameters[place.parameter].numel()
-        return len(pieces) == 1 or held == whole
+        return held == self._base.architecture.parameters[place.parameter].numel()
 
     def _parameter(self, name: str) -> torch.Tensor:
         """A parameter put together; the last one is kept, for it holds the next slots as well."""

@@ -63,6 +63,8 @@ class Vocabulary:
         total = torch.zeros(self.rows - have, *slot.shape[1:])
         count = torch.zeros(self.rows - have, *(1 for _ in slot.shape[1:]))
         for donor in self.donors:
+            if slot.name not in donor.rows:  # an adapter that saved one end alone
+                continue
             added = donor.read(slot)[have : self.rows].float()
             total[: len(added)] += added
             count[: len(added)] += 1
@@ -89,8 +91,7 @@ def common_vocabulary(
     """
     own = max(rows.values(), default=0)
     ours = _tokens(base) if _has_tokenizer(base) else {}
-    wanted, tokenizer, longest = own, base, max(ours, default=-1)
-    giving = []
+    wanted, giving = own, []
     for donor in donors:
         theirs = _tokens(donor.path) if _has_tokenizer(donor.path) else {}
         _same_tokens(donor, theirs, base, ours)
@@ -109,9 +110,7 @@ def common_vocabulary(
         elif stored > own:
             giving.append(donor)
             wanted = max(wanted, min(stored, known))
-        if known - 1 > longest:
-            tokenizer, longest = donor.path, known - 1
-    _agree(giving, own)
+    tokenizer = _tokenizer_of_all(base, ours, donors, note)
     if wanted > own:
         added = _tokens(tokenizer)
         names = ", ".join(added[i] for i in sorted(added) if own <= i < wanted)
@@ -120,6 +119,39 @@ def common_vocabulary(
     if len(lengths) == 1 and tokenizer == base:
         return None
     return Vocabulary(wanted, frozenset(rows), tokenizer, tuple(giving) if wanted > own else ())
+
+
+def _tokenizer_of_all(
+    base: Path,
+    ours: Mapping[int, str],
+    donors: Sequence[Donor],
+    note: Callable[[str], None],
+) -> Path:
+    """The folder whose tokenizer knows most of what experts added to the base's, or renamed in it.
+
+    Raises:
+        UserError: Two experts have different tokens under one number.
+    """
+    owner: dict[int, Path] = {}
+    new: dict[Path, dict[int, str]] = {base: {}}
+    for donor in donors:
+        if not _has_tokenizer(donor.path):
+            continue
+        theirs = _tokens(donor.path)
+        new[donor.path] = {i: token for i, token in theirs.items() if ours.get(i) != token}
+        for index, token in new[donor.path].items():
+            first = owner.setdefault(index, donor.path)
+            if (other := new[first][index]) != token:
+                raise UserError(
+                    f"its token {index} is {token!r}, that of {first} is {other!r}",
+                    where=str(donor.path),
+                    remedy="merge experts that added the same tokens",
+                )
+    best = max(new, key=lambda folder: len(new[folder]))
+    if lost := sorted(owner.keys() - new[best].keys()):
+        token = new[owner[lost[0]]][lost[0]]
+        note(f"the tokenizer of {best.name} is used, which lacks {token!r} ({len(lost)} lacking)")
+    return best
 
 
 def _same_tokens(
@@ -136,32 +168,21 @@ def _same_tokens(
         )
 
 
-def _agree(donors: Sequence[Donor], beyond: int) -> None:
-    owner: dict[int, Path] = {}
-    for donor in donors:
-        for index, token in _tokens(donor.path).items():
-            if index < beyond:
-                continue
-            first = owner.setdefault(index, donor.path)
-            if (other := _tokens(first)[index]) != token:
-                raise UserError(
-                    f"its token {index} is {token!r}, that of {first} is {other!r}",
-                    where=str(donor.path),
-                    remedy="merge experts that added the same tokens",
-                )
+def _tokenizer_files(folder: Path) -> list[Path]:
+    patterns = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "added_tokens.json")
+    return sorted(file for pattern in patterns for file in folder.glob(pattern))
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in ("tokenizer*", "vocab.*", "*.model"))
+    return bool(_tokenizer_files(folder))
 
 
-_KNOWN: dict[tuple[str, str], dict[int, str]] = {}
+_KNOWN: dict[str, dict[int, str]] = {}
 
 
 def _tokens(folder: Path) -> dict[int, str]:
     """Number → token of the tokenizer in a folder (read once per content)."""
-    files = sorted([*folder.glob("tokenizer*"), *folder.glob("added_tokens.json")])
-    key = ("tokenizer", " ".join(sha256_of(file) for file in files))
+    key = " ".join(f"{file.name} {sha256_of(file)}" for file in _tokenizer_files(folder))
     if key not in _KNOWN:
         _KNOWN[key] = {number: token for token, number in _tokenizer(folder).get_vocab().items()}
     return _KNOWN[key]
