@@ -131,9 +131,9 @@ exported recipe: logits equal within 2e-6.
 |---|---|---|---|---|
 {rows}
 
-*In part*: PEFT's LoRA has no place for experts' biases and sinks, a router's buffers, or
-these convolutions. `--partial` leaves them out and counts them in the stated error; a checkpoint holds everything.
-*No*: mergekit 0.1.5 misses some of the family's tensors; export a checkpoint.
+*In part*: PEFT's LoRA has no place for experts' biases and sinks, a router's buffers, or these
+convolutions. `--partial` leaves them out and counts them in the stated error; a checkpoint holds
+everything. *No*: mergekit 0.1.5 misses some of the family's tensors; export a checkpoint.
 
 Other architectures work as far as their tensors can be named. Those that transformers knows are
 placed by its own conversions between stored and in-memory names (prefixes, per-expert and stacked
