@@ -71,6 +71,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def size_text(count: int) -> str:
+    """A number of bytes for people: ``0.05 MB``, ``12.50 MB``, ``1.25 GB``."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
 def cache_folder() -> Path:
     """What can be made again: ``$CQD_HUB_CACHE``, else ``cqd-hub`` in the user's cache folder."""
     if folder := os.environ.get("CQD_HUB_CACHE"):

@@ -10,7 +10,7 @@ import pytest
 
 from cqd_hub import assets
 from cqd_hub.errors import CqdHubError, RunError, UserError
-from cqd_hub.files import new_folder, sha256_of, write_atomic
+from cqd_hub.files import new_folder, sha256_of, size_text, write_atomic
 from cqd_hub.randomness import generator
 
 
@@ -93,3 +93,8 @@ def test_random_streams_are_repeatable_and_independent() -> None:
 def test_shipped_files_are_found() -> None:
     assert (assets.folder("recipes") / "quickstart.yaml").is_file()
     assert assets.folder("evals").is_dir()
+
+
+def test_sizes_say_something_however_small() -> None:
+    sizes = [size_text(count) for count in (0, 51_200, 12_345_678, 999_000_000, 1_250_000_000)]
+    assert sizes == ["0.00 MB", "0.05 MB", "12.35 MB", "999.00 MB", "1.25 GB"]

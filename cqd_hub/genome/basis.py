@@ -7,22 +7,24 @@ machines, so a genome names the hash of the very factors its coefficients scale.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
 from cqd_hub.errors import UserError
-from cqd_hub.files import cache_folder
+from cqd_hub.files import cache_folder, size_text
 from cqd_hub.genome.factor import cost, factor_by_rows
 from cqd_hub.genome.layout import Layout, Slot
-from cqd_hub.genome.models.experts import Base, Expert, LowRank, streamed
-from cqd_hub.genome.store import FactorStore, FactorWriter, check_room, exclusive
+from cqd_hub.genome.models.experts import Base, Expert, FullExpert, LowRank, streamed
+from cqd_hub.genome.store import FactorStore, FactorWriter, check_room, exclusive, written
 
 Rank = int | Literal["full"]
 Tail = Literal["tied", "drop"]
@@ -109,7 +111,8 @@ def build_basis(
         progress: Called with a line per expert that has to be factored: what it costs, how far.
 
     Raises:
-        UserError: Rank larger than every matrix, NaN weights, expert equal to the base, no room.
+        UserError: Rank larger than every matrix, NaN weights, expert equal to the base or to
+            another, no room for all that is to be factored.
         RunError: The cache's disk fails; a later call carries on.
     """
     slots = base.slots
@@ -120,7 +123,9 @@ def build_basis(
             where="genome.rank",
             remedy="use rank: full",
         )
+    _refuse_twice(experts)
     folder = (cache or cache_folder()) / "basis"
+    check_room(folder, sum(_missing(base, expert, rank, folder) for expert in experts))
     stores = [_factored(base, expert, rank, folder, progress) for expert in experts]
     return basis_of_factors(base, experts, stores, tail=tail)
 
@@ -163,8 +168,7 @@ def _layout(
 def _factored(
     base: Base, expert: Expert, rank: Rank, folder: Path, progress: Callable[[str], None]
 ) -> FactorStore:
-    key = " ".join([_ALGORITHM, base.content_hash, expert.content_hash, str(rank)])
-    place = folder / hashlib.sha256(key.encode()).hexdigest()
+    place = _place(base, expert, rank, folder)
     with exclusive(place):
         if place.exists():
             store = FactorStore(place)
@@ -172,10 +176,46 @@ def _factored(
                 return store
             progress(f"{place} is damaged; factoring again")
             shutil.rmtree(place)
-        partial = place.with_name(f"{place.name}.partial")
+        partial = _partial(place)
         _factor_all(base.slots, expert, rank, FactorWriter(partial), progress)
         partial.rename(place)
     return FactorStore(place)
+
+
+def _refuse_twice(experts: Sequence[Expert]) -> None:
+    known: dict[str, Expert] = {}
+    for expert in experts:
+        other = known.setdefault(expert.content_hash, expert)
+        if other is not expert:
+            raise UserError(
+                f"is the same expert as {other.path}", where=str(expert.path), remedy="list it once"
+            )
+
+
+def _place(base: Base, expert: Expert, rank: Rank, folder: Path) -> Path:
+    """Where an expert's factors are cached: by all that decides them."""
+    slots = [(slot.name, slot.shape, slot.kind, slot.tensor, slot.index) for slot in base.slots]
+    key = [_ALGORITHM, base.content_hash, expert.content_hash, str(rank), json.dumps(slots)]
+    if isinstance(expert, FullExpert) and expert.origin is not None:  # PEFT has merged it
+        key.append(version("peft"))
+    return folder / hashlib.sha256(" ".join(key).encode()).hexdigest()
+
+
+def _partial(place: Path) -> Path:
+    return place.with_name(f"{place.name}.partial")
+
+
+def _missing(base: Base, expert: Expert, rank: Rank, folder: Path) -> int:
+    """Bytes that factoring an expert will still write."""
+    place = _place(base, expert, rank, folder)
+    if FactorStore(place).intact():
+        return 0
+    done = written(_partial(place))
+    return sum(
+        _size(slot, rank)
+        for slot in base.slots
+        if slot.name not in done and expert.form(slot) == "dense"
+    )
 
 
 def _factor_all(
@@ -190,11 +230,10 @@ def _factor_all(
         cost(slot.shape, rank) if form == "dense" and slot.is_matrix else 1.0 for slot, form in work
     ]
     size = sum(_size(slot, rank) for slot, form in work if form == "dense")
-    check_room(writer.folder, size)
     count = sum(slot.is_matrix for slot, _ in work)
     progress(
         f"factoring {expert.path.name}: {count} matrices, rank {rank}"
-        + (f", {size / 1e9:.2f} GB, {sum(costs) / 1e12:.2g} Tflop" if size else "")
+        + (f", {size_text(size)}, {sum(costs) / 1e12:.2g} Tflop" if size else "")
     )
     clock = _Clock(sum(costs), progress)
     changed = bool(writer.done_ranks)

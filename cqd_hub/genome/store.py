@@ -1,6 +1,7 @@
 """Factors on disk: written slot by slot in shards, read back one slot at a time.
 
-A build that is killed carries on from its last whole shard.
+A build that is killed carries on from its last whole shard. Damage is told from what was written:
+a shard whose header is lost is made again, numbers that changed are refused when they are read.
 """
 
 from __future__ import annotations
@@ -8,19 +9,21 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from cqd_hub.errors import RunError, UserError
-from cqd_hub.files import write_atomic
+from cqd_hub.files import size_text, write_atomic
 
 _SHARD = 1 << 28  # bytes of a file at which the next one is begun
 _HEADER = 1 << 18  # bytes kept at the start of a file to describe its tensors
@@ -72,27 +75,25 @@ class FactorStore(Mapping[str, Factors]):
         return {name: entry["retained"] for name, entry in self._index["slots"].items()}
 
     def intact(self) -> bool:
-        """Whether the index can be read and every shard has the size it was written with."""
+        """Whether the index can be read and every shard has its size and all its tensors."""
         try:
-            return all(
-                (self.folder / name).stat().st_size == size
-                for name, size in self._index["files"].items()
-            )
-        except (OSError, ValueError, KeyError):
+            index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+            return isinstance(index["hash"], str) and _whole(self.folder, index)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
     def __getitem__(self, slot: str) -> Factors:
         entry = self._index["slots"][slot]
         file = self.folder / entry["file"]
-        with safe_open(file, framework="pt") as opened:
+        with suppress(SafetensorError, OSError), safe_open(file, framework="pt") as opened:
             found = Factors(opened.get_tensor(f"up:{slot}"), opened.get_tensor(f"down:{slot}"))
-        if _digest(found) != entry["hash"]:
-            raise RunError(
-                f"its factors of {slot} are damaged",
-                where=str(file),
-                remedy=f"delete {self.folder}; it will be made again",
-            )
-        return found
+            if _digest(found) == entry["hash"]:
+                return found
+        raise RunError(
+            f"its factors of {slot} are damaged",
+            where=str(file),
+            remedy=f"delete {self.folder}; it will be made again",
+        )
 
     def __contains__(self, slot: object) -> bool:
         return slot in self._index["slots"]
@@ -108,7 +109,11 @@ class FactorWriter:
     """Writes factors into shards of *folder* as they come and ends with an index.
 
     Args:
-        folder: May hold the shards of a build that was interrupted.
+        folder: May hold the shards of a build that was interrupted; those that are damaged or not
+            finished go.
+
+    Raises:
+        UserError: It cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -117,11 +122,14 @@ class FactorWriter:
         self._slots: dict[str, dict[str, Any]] = {}
         self._pending: dict[str, dict[str, Any]] = {}
         self._files: dict[str, int] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        for record in sorted(folder.glob("factors-*.json")):
-            entry = json.loads(record.read_text(encoding="utf-8"))
-            self._slots |= entry["slots"]
-            self._files[entry["file"]] = entry["size"]
+        with _writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for entry in _records(folder):
+                self._slots |= entry["slots"]
+                self._files[entry["file"]] = entry["size"]
+            for file in folder.glob("factors-*"):
+                if file.with_suffix(".safetensors").name not in self._files:
+                    file.unlink()
 
     @property
     def folder(self) -> Path:
@@ -157,7 +165,7 @@ class FactorWriter:
             RunError: The disk is full or failing.
         """
         if self._shard is None:
-            self._shard = _Shard(self._folder / f"factors-{len(self._files) + 1:05d}.safetensors")
+            self._shard = _Shard(self._folder / self._next)
         digest = hashlib.sha256()
         self._shard.add(f"up:{slot}", up, digest)
         self._shard.add(f"down:{slot}", [down], digest)
@@ -182,6 +190,12 @@ class FactorWriter:
         for record in self._folder.glob("factors-*.json"):
             record.unlink()
         return FactorStore(self._folder)
+
+    @property
+    def _next(self) -> str:
+        """A name that no shard has; those before a damaged one keep theirs."""
+        names = (f"factors-{number:05d}.safetensors" for number in count(1))
+        return next(name for name in names if name not in self._files)
 
     def _flush(self) -> None:
         if self._shard is None:
@@ -223,12 +237,14 @@ class _Shard:
         self._room -= len(json.dumps(name)) + _ENTRY
 
     def close(self) -> int:
-        """Write the header; return the file's size."""
+        """Write the header and see it all on the disk; return the file's size."""
         with self._failures(), self._file as file:
             size = file.tell()
             header = json.dumps(self._header).encode().ljust(_HEADER)
             file.seek(0)
             file.write(len(header).to_bytes(8, "little") + header)
+            file.flush()
+            os.fsync(file.fileno())
         return size
 
     @contextmanager
@@ -250,11 +266,65 @@ def _digest(factors: Factors) -> str:
     return digest.hexdigest()
 
 
+def written(folder: Path) -> set[str]:
+    """Slots that an interrupted build has finished in *folder*, which need not exist."""
+    return {slot for entry in _records(folder) for slot in entry["slots"]}
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """What is recorded of shards, as far as the shards are whole."""
+    found = []
+    for path in sorted(folder.glob("factors-*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            mine = entry["file"] == path.with_suffix(".safetensors").name
+            if mine and _whole(
+                folder, {"files": {entry["file"]: entry["size"]}, "slots": entry["slots"]}
+            ):
+                found.append(entry)
+    return found
+
+
+def _whole(folder: Path, index: Mapping[str, Any]) -> bool:
+    """Whether *folder* has an index's files, in their sizes, with all of its slots.
+
+    Raises:
+        OSError, KeyError, TypeError, AttributeError: It has not, or this is no index.
+    """
+    of: dict[str, list[str]] = {name: [] for name in index["files"]}
+    for name, entry in index["slots"].items():
+        known = (int, float, str)
+        if not all(map(isinstance, (entry["rank"], entry["retained"], entry["hash"]), known)):
+            return False
+        if entry["rank"]:
+            of[entry["file"]].append(name)
+    return all(
+        (folder / file).stat().st_size == size and _has(folder / file, of[file])
+        for file, size in index["files"].items()
+    )
+
+
+def _has(file: Path, slots: Collection[str]) -> bool:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {f"{part}:{slot}" for slot in slots for part in ("up", "down")} <= set(
+                opened.keys()
+            )
+    except SafetensorError:
+        return False
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder's name alone among processes; others wait."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+    """Hold a folder's name alone among processes; others wait.
+
+    Raises:
+        UserError: What holds it cannot be written.
+    """
+    with _writable(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f"{folder.name}.lock").open("w")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -263,14 +333,27 @@ def check_room(folder: Path, needed: int) -> None:
     """Refuse to begin what the disk of *folder* cannot hold.
 
     Raises:
-        UserError: Says how much is needed and how much is free.
+        UserError: Says how much is needed and how much is free, or *folder* cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"the basis needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+            f"the basis needs {size_text(needed)} more, {size_text(free)} are free",
             where=str(folder),
             remedy="set a smaller genome.rank, free some space, or set CQD_HUB_CACHE to another "
             "disk",
         )
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}",
+            where=str(folder),
+            remedy="set CQD_HUB_CACHE to a folder you may write to",
+        ) from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from cqd_hub.errors import UserError
+from cqd_hub.files import size_text
 from cqd_hub.genome import Genome, Materialiser
 from cqd_hub.genome.export import (
     export_adapter,
@@ -204,7 +205,7 @@ class _Writer:
             dtype=self.options.dtype,
             shard_size=self.options.shard_size or "5GB",
         )
-        self.note(f"{size / 1e6:.1f} MB; loads with AutoModelForCausalLM.from_pretrained")
+        self.note(f"{size_text(size)}; loads with AutoModelForCausalLM.from_pretrained")
         return self.to, {"bytes": size}
 
     def adapter(self) -> tuple[Path, dict[str, Any]]:
@@ -222,7 +223,7 @@ class _Writer:
             merges=self.merges,
         )
         error = f"relative error {made.relative_error:.2g}"
-        self.note(f"{made.bytes / 1e6:.1f} MB, rank {made.rank}, {error}")
+        self.note(f"{size_text(made.bytes)}, rank {made.rank}, {error}")
         if made.left_out:
             count = len(made.left_out)
             self.note(f"left out, and counted in the error: {count} tensors ({made.left_out[0]} …)")
@@ -274,7 +275,7 @@ class _Writer:
             outtype=self.options.outtype or "auto",
             dtype=self.options.dtype,
         )
-        self.note(f"{path.stat().st_size / 1e6:.1f} MB, converted by {converter}")
+        self.note(f"{size_text(path.stat().st_size)}, converted by {converter}")
         return path, {"bytes": path.stat().st_size}
 
     @property

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from cqd_hub.errors import UserError
+from cqd_hub.files import size_text
 from cqd_hub.genome import Genome, Layout
 from cqd_hub.run.workbench import Workbench
 
@@ -33,7 +34,7 @@ def check_space(folder: Path, bench: Workbench, present: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"the run needs about {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free",
+            f"the run needs about {size_text(needed)}, the disk has {size_text(free)} free",
             where=str(folder),
             remedy="free some space or choose another --out",
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from cqd_hub.errors import RunError, UserError
+from cqd_hub.files import size_text
 
 _KEY = "export.json"
 
@@ -109,7 +110,7 @@ def _prepare(partial: Path, path: Path, needed: int, key: Mapping[str, object]) 
     if needed - present > free:
         error = _NoRoom if present else RunError
         raise error(
-            f"needs {_size(needed - present)}, {_size(free)} are free",
+            f"needs {size_text(needed - present)}, {size_text(free)} are free",
             where=str(path),
             remedy="free some space or choose a folder on another disk",
         )
@@ -133,7 +134,3 @@ def _publish(partial: Path, path: Path) -> None:
                 "appeared while exporting", where=str(path), remedy="choose another folder"
             ) from error
         raise
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
