@@ -54,6 +54,7 @@ _COMPATIBLE = {
     frozenset({"cc-by-sa-4.0", "gpl-3.0"}): "gpl-3.0",
     frozenset({"cc-by-nc-4.0", "cc-by-nc-sa-4.0"}): "cc-by-nc-sa-4.0",
 }
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 _LLAMA = re.compile(r"llama([34](\.\d)?)")
 _FILES = re.compile(r"(licen[cs]e|copying)([._-].*)?", re.IGNORECASE)
 
@@ -123,9 +124,11 @@ def read_licence(folder: Path) -> Licence:
     stated = stated[0] if isinstance(stated, list) and len(stated) == 1 else stated
     if isinstance(stated, list) and stated:
         stated, card = "other", {**card, "license_name": " and ".join(map(str, stated))}
+    elif isinstance(stated, str) and stated.strip() and not _ID.fullmatch(stated.strip()):
+        stated, card = "other", {**card, "license_name": stated}
     files = sorted(path.name for path in folder.glob("*") if _FILES.fullmatch(path.name))
     return Licence(
-        stated.strip().lower() if isinstance(stated, str) and stated.strip() else None,
+        stated.strip().lower() or None if isinstance(stated, str) else None,
         _text(card.get("license_name")),
         _text(card.get("license_link")),
         files[0] if files else None,
@@ -211,4 +214,4 @@ def _who(names: list[str]) -> str:
 
 
 def _text(value: object) -> str | None:
-    return value.strip() or None if isinstance(value, str) else None
+    return " ".join(value.split())[:200] or None if isinstance(value, str) else None

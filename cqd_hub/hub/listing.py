@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import constants
 
-from cqd_hub.errors import UserError
+from cqd_hub.errors import RunError, UserError
 from cqd_hub.files import cache_folder, sha256_of, signature, trust_sha256, write_atomic
 from cqd_hub.hub.client import Hub, HubAway
 from cqd_hub.hub.reference import Reference
@@ -139,8 +140,14 @@ def cached(repo: str) -> Path:
 
 def remember_revision(reference: Reference, listing: Listing) -> None:
     """Leave in the client's cache what a branch or tag stood for, as the client does itself."""
-    if reference.revision != listing.sha:
-        write_atomic(cached(listing.repo) / "refs" / (reference.revision or "main"), listing.sha)
+    if reference.revision == listing.sha:
+        return
+    place = cached(listing.repo) / "refs" / (reference.revision or "main")
+    with suppress(OSError, UnicodeDecodeError):
+        if place.read_text(encoding="ascii") == listing.sha:
+            return
+    with suppress(RunError):  # a courtesy: the cache may be for reading only
+        write_atomic(place, listing.sha)
 
 
 def _offline(hub: Hub, reference: Reference) -> Listing:

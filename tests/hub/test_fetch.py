@@ -46,6 +46,10 @@ FILES: dict[str, bytes | str] = {
 }
 NEEDED = {"config.json", "tokenizer.json", "model.safetensors", "README.md", "LICENSE"}
 M = parse("ann/m")
+FETCH = (
+    "from cqd_hub.hub.client import Hub; from cqd_hub.hub.fetch import fetch; "
+    "from cqd_hub.hub.reference import parse; fetch(Hub(), [parse('ann/m')])"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -259,12 +263,8 @@ class TestDamage:
         self, hub: HubServer, connect: Connect, sha: str, home: Path
     ) -> None:
         hub.fault("delay", "/_storage/.*model.safetensors", nth=2, seconds=60)
-        code = (
-            "from cqd_hub.hub.client import Hub; from cqd_hub.hub.fetch import fetch; "
-            "from cqd_hub.hub.reference import parse; fetch(Hub(), [parse('ann/m')])"
-        )
         environment = hub.environment(home=home, CQD_HUB_CACHE=str(home / "cache"))
-        child = subprocess.Popen([sys.executable, "-c", code], env=environment)
+        child = subprocess.Popen([sys.executable, "-c", FETCH], env=environment)
         deadline = time.monotonic() + 60
         blob = hashlib.sha256(WEIGHTS).hexdigest()
         while not list(home.rglob(f"{blob}.*.incomplete")):
@@ -280,6 +280,20 @@ class TestDamage:
         hub.faults.clear()
         (made,) = fetch(connect(), [M])
         assert (made.path / "model.safetensors").read_bytes() == WEIGHTS
+        assert not debris(home)
+
+    def test_several_processes_at_once(
+        self, hub: HubServer, connect: Connect, sha: str, home: Path
+    ) -> None:
+        environment = hub.environment(home=home, CQD_HUB_CACHE=str(home / "cache"))
+        children = [
+            subprocess.Popen([sys.executable, "-c", FETCH], env=environment) for _ in range(3)
+        ]
+        assert [child.wait(60) for child in children] == [0, 0, 0]
+        hub.log.reset()
+        (made,) = fetch(connect(), [Reference("ann/m", sha)])
+        assert (made.path / "model.safetensors").read_bytes() == WEIGHTS
+        assert not hub.log.entries
         assert not debris(home)
 
 

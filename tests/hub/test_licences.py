@@ -29,6 +29,13 @@ def test_other_licence_keeps_its_name(tmp_path: Path) -> None:
     assert found.terms == "other: acme-1"
 
 
+def test_words_that_are_no_identifier_are_a_name(tmp_path: Path) -> None:
+    found = read_licence(card(tmp_path, '---\nlicense: "do  as\\nyou <b>like</b>"\n---\n'))
+    assert (found.id, found.name) == ("other", "do as you <b>like</b>")
+    both = read_licence(card(tmp_path, "---\nlicense: [mit, apache-2.0]\n---\n"))
+    assert (both.id, both.name) == ("other", "mit and apache-2.0")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -37,6 +44,7 @@ def test_other_licence_keeps_its_name(tmp_path: Path) -> None:
         "---\nlicense: [\n---\n",
         "---\n- a\n- b\n---\n",
         "---\nlicense: 7\n---\n",
+        "---\nlicense: ' '\n---\n",
         "---\nlicense: !!python/object/apply:os.system [touch here]\n---\n",
     ],
 )
