@@ -156,6 +156,12 @@ def commit(hub: Hub, repo: str, kind: Kind, build: Builder, *, mark: str) -> Com
                 repo_type=kind,
                 parent_commit=head.sha,
             )
+        except RuntimeError as error:
+            # The client's word for a failed upload; or one of its threads has closed the
+            # connection that others were using.
+            if isinstance(cause := error.__cause__, Exception) and type(cause) is not RuntimeError:
+                raise cause from None
+            raise ConnectionError(str(cause or error)) from None
         except json.JSONDecodeError:
             raise ConnectionError("an answer that cannot be read") from None
         except ValueError as error:

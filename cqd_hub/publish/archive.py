@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Archive:
         merges: The same of the merges that were chosen.
         published: Label → repository of the elites.
         scratch: A folder for shards.
+        figures: What each shows → its file.
     """
 
     repo: str
@@ -52,6 +53,7 @@ class Archive:
     published: Mapping[str, str]
     scratch: Path
     figures: Mapping[str, Path]
+    _written: dict[str, tuple[dict[str, Path], Pushed]] = field(default_factory=dict, repr=False)
 
     def change(self, head: Head | None) -> Change | None:
         """What a push adds to *head*; None if that is the later one.
@@ -61,8 +63,7 @@ class Archive:
         """
         old = read_record(head, self.view.run) if head is not None else None
         pushed = Pushed.of(old)
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        shards, held = write_shards(self.view, pushed, self.scratch)
+        shards, held = self._shards(pushed)
         # Another process has published more of this run: only what it does not know is added.
         behind = old is not None and (
             held.told > len(self.view.told)
@@ -96,6 +97,15 @@ class Archive:
             ).encode(),
         }
         return Change(self._title(held), files)
+
+    def _shards(self, pushed: Pushed) -> tuple[dict[str, Path], Pushed]:
+        """Written once for what the Hub holds: it is looked at before and while committing."""
+        key = json.dumps(pushed.record())
+        if key not in self._written:
+            self._written.clear()
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self._written[key] = write_shards(self.view, pushed, self.scratch)
+        return self._written[key]
 
     def _title(self, held: Pushed) -> str:
         return f"Archive after {held.told} individuals"
