@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -54,7 +55,7 @@ def factor_by_rows(
         u, s, vh = torch.linalg.svd(left_map @ right_map.T, full_matrices=False)
         wanted = len(s) if rank == "full" else min(rank, len(s))
         up = (left @ u[:, :wanted]) * s[:wanted]
-        energies = s.square()
+        energies = s.double().square()
         down = vh[:wanted] @ right.T
         return Factored([up], down, float(energies.sum()), float(energies[:wanted].sum()))
     rows, columns = tuple(delta.shape)
@@ -66,8 +67,10 @@ def factor_by_rows(
         delta = torch.cat([block for _, block in _Passes(delta)])
     parts, down, energy, kept = _tall(_Passes(delta.T), (columns, rows), wanted)
     up = torch.cat(list(parts))
+    size = _power(up) or 1.0
+    up /= size
     scale = up.norm(dim=0)
-    return Factored([down.T * scale], (up / scale.clamp_min(1e-30)).T, energy, kept)
+    return Factored([down.T * (scale * size)], (up / scale.clamp_min(1e-30)).T, energy, kept)
 
 
 def cost(shape: tuple[int, ...], rank: int | Literal["full"]) -> float:
@@ -112,21 +115,33 @@ def _leading(delta: _Passes, shape: tuple[int, int], rank: int) -> Factored:
     energy = 0.0
     for start in range(0, count * width, width):
         spans.append(_orthonormal(following, spans, random))
-        following = torch.zeros(shape[1], width)
+        following, size = torch.zeros(shape[1], width), 0.0
         for rows, block in delta:
             if start == 0:
-                energy += float(block.square().sum())
+                energy += _energy(block)
             images[rows, start : start + width] = image = block @ spans[-1]
             if len(spans) < count:
-                following.addmm_(block.T, image)
+                size = size or _power(image)  # of its square, only the directions matter
+                following.addmm_(block.T, image / (size or 1.0))
     gram = torch.zeros(count * width, count * width, dtype=torch.float64)
     for rows in blocks(tuple(images.shape)):
         exact = images[rows].double()
         gram.addmm_(exact.T, exact)
     inner = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank].float()
     up = images @ inner
-    kept = float(up.square().sum(dtype=torch.float64))
+    kept = _energy(up)
     return Factored([up], (torch.cat(spans, 1) @ inner).T, energy, min(energy, kept))
+
+
+def _energy(matrix: torch.Tensor) -> float:
+    """Sum of squares, which float32 holds of no number below 1e-23 or above 1e19."""
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+
+
+def _power(matrix: torch.Tensor) -> float:
+    """A power of two about as large as a matrix's largest number; 0 if all are 0."""
+    largest = float(matrix.abs().max())
+    return 2.0 ** math.frexp(largest)[1] if largest > 0 else 0.0
 
 
 def _krylov(rank: int) -> tuple[int, int]:
@@ -140,6 +155,7 @@ def _orthonormal(
     span: torch.Tensor, others: list[torch.Tensor], random: torch.Generator
 ) -> torch.Tensor:
     """An orthonormal basis of what *span* adds to *others*; random where that is nothing."""
+    span = span / (_power(span) or 1.0)
     least = 1e-7 * float(torch.linalg.vector_norm(span, dim=0).max())
     while True:
         for other in others:

@@ -56,6 +56,9 @@ def tensor_file(
         names: All that may be added.
         metadata: More of it than the format; written last, so values may change to others that are
             no longer.
+
+    Raises:
+        ValueError: Other or more tensors were added, so that their names do not fit.
     """
     described = {"format": "pt", **(metadata or {})}
     room = 64 + len(json.dumps(described)) + sum(len(json.dumps(n)) + _ENTRY for n in names)
@@ -80,6 +83,8 @@ def tensor_file(
         yield add
         described = {"format": "pt", **(metadata or {})}
         text = json.dumps({"__metadata__": described, **header}, separators=(",", ":")).encode()
+        if len(text) > room:
+            raise ValueError(f"{path.name}: a header of {len(text)} bytes in a room of {room}")
         text = text.ljust(room)
         file.seek(0)
         file.write(len(text).to_bytes(8, "little") + text)

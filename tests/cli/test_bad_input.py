@@ -247,7 +247,8 @@ class TestPlaces:
     def test_no_space(self, cli: Cli, recipe: Path, small_disk: Path) -> None:
         result = cli("evolve", recipe, "--out", small_disk / "run", "-q")
         assert result.code == 2
-        assert re.search(r"error: \S+run: the run needs about [\d.]+ [MG]B, the disk has", result.err)
+        sizes = r"error: \S+run: the run needs about [\d.]+ [MG]B, the disk has"
+        assert re.search(sizes, result.err)
         assert not (small_disk / "run").exists()
 
     def test_no_run_there(self, cli: Cli, tmp_path: Path) -> None:

@@ -182,3 +182,16 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
         assert read[name].dtype == tensor.dtype
         assert read[name].shape == tensor.shape
         assert torch.equal(read[name].float(), tensor.float())
+
+
+def test_a_header_beyond_its_room_is_refused(tmp_path: Path) -> None:
+    """It would overwrite the first tensor."""
+
+    def write() -> None:
+        with tensor_file(tmp_path / "x.safetensors", ["a"]) as add:
+            for number in range(4):
+                add(f"{number}" * 60, torch.ones(2))
+
+    with pytest.raises(ValueError, match=r"a header of \d+ bytes in a room of \d+"):
+        write()
+    assert not (tmp_path / "x.safetensors").exists()

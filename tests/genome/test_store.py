@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,7 +124,7 @@ def test_damage_while_in_use_is_one_line(models: Models, tmp_path: Path) -> None
     file = basis.factors[0].folder / "factors-00001.safetensors"
     for damage in (zeroed, Path.unlink):
         damage(file)
-        with pytest.raises(RunError, match="are damaged .delete .*; it will be made again") as info:
+        with pytest.raises(RunError, match=r"are damaged .delete .*; it will be made") as info:
             readable(basis)
         assert "\n" not in str(info.value)
 
@@ -154,14 +154,14 @@ class Disk(NamedTuple):
 
 
 @pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def leave(count: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(0, 0, count))
 
-    yield leave
+    return leave
 
 
-def needed(base: Base, *, without: set[str] = frozenset()) -> int:  # type: ignore[assignment]
+def needed(base: Base, *, without: Collection[str] = ()) -> int:
     return sum(
         4 * min(slot.shape) * sum(slot.shape)
         for slot in base.slots
@@ -223,8 +223,8 @@ def test_the_key_has_the_slots(models: Models, tmp_path: Path) -> None:
     """Another version may work on the same files in another shape or order."""
     first = models.build(tmp_path)
     (matrix, *_) = (slot for slot in models.base.slots if slot.is_matrix)
-    for change in ({"kind": "transposed"}, {"name": "renamed"}):
-        slots = tuple(replace(s, **change) if s == matrix else s for s in models.base.slots)
+    for changed in (replace(matrix, kind="transposed"), replace(matrix, name="renamed")):
+        slots = tuple(changed if slot == matrix else slot for slot in models.base.slots)
         base = replace(models.base)
         base.__dict__["slots"] = slots  # a cached property
         (expert,) = models.experts

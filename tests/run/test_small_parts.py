@@ -118,7 +118,8 @@ def bench(
 
 def test_a_run_that_cannot_fit_is_refused_before_it_begins(tmp_path: Path, basis: Basis) -> None:
     check_space(tmp_path, bench(basis, 200, 150), 0)
-    with pytest.raises(UserError, match=r"the run needs about [\d.]+ [MG]B, the disk has [\d.]+ [MG]B free"):
+    sizes = r"the run needs about [\d.]+ [MG]B, the disk has [\d.]+ [MG]B free"
+    with pytest.raises(UserError, match=sizes):
         check_space(tmp_path, bench(basis, 10**9, 10**6), 0)
 
 
