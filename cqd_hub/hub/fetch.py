@@ -33,8 +33,9 @@ from cqd_hub.hub.reference import Reference
 _SMALL = re.compile(
     r"(adapter_)?config\.json|(generation|preprocessor|processor)_config\.json"
     r"|(model|adapter_model)\.safetensors\.index\.json"
-    r"|tokenizer.*\.(json|model)|vocab\.(json|txt)|merges\.txt|[a-z]+\.model|spm\.vocab"
+    r"|tokenizer.*\.json|vocab\.(json|txt|bpe)|merges\.txt|[\w.-]+\.(model|tiktoken)"
     r"|(special_tokens_map|added_tokens)\.json|chat_template\.(jinja|json)"
+    r"|additional_chat_templates/[\w-]+\.jinja"
     r"|README\.md|(?i:licen[cs]e|notice|copying|use_policy)([._-].*)?"
 )
 _TELL_EVERY = 15.0  # seconds between two notes on one download
@@ -209,8 +210,14 @@ def _folders(repositories: dict[Reference, _Repository]) -> Iterator[dict[Refere
 
 
 def _weights(listing: Listing) -> list[str]:
-    """Names of the safetensors files that make the model, or the adapter where it is one."""
-    stem = "adapter_model" if "adapter_config.json" in listing.files else "model"
+    """Names of the safetensors files that make the model or the adapter."""
+    stems = ["adapter_model"] if "adapter_config.json" in listing.files else []
+    if not stems or "model.safetensors" in listing.files:  # both are refused by who opens it
+        stems.append("model")
+    return [name for stem in stems for name in _of_stem(stem, listing)]
+
+
+def _of_stem(stem: str, listing: Listing) -> list[str]:
     index = f"{stem}.safetensors.index.json"
     if index in listing.files:
         try:
@@ -220,7 +227,7 @@ def _weights(listing: Listing) -> list[str]:
             raise UserError(
                 "names no shards", where=f"{listing.reference}/{index}", remedy="tell its authors"
             ) from None
-        return sorted(name for name in named if name in listing.files)
+        return sorted(name for name in named if name in listing.files and "/" not in name)
     single = f"{stem}.safetensors"
     return [single] if single in listing.files else []
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,22 @@ def workspace() -> Iterator[Path]:
     """An empty folder that is gone after the block, or with the next call if this one is killed."""
     home = cache_folder() / "hub"
     home.mkdir(parents=True, exist_ok=True)
-    for left in home.glob("headers-*"):
-        with suppress(OSError), _held(left):
-            shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix="headers-", dir=home))
-    with _held(folder):
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        with _held(home):  # one process at a time clears away and begins
+            for left in home.glob("headers-*"):
+                with suppress(OSError), _held(left, wait=False):
+                    shutil.rmtree(left)
+            folder = Path(tempfile.mkdtemp(prefix="headers-", dir=home))
+            stack.enter_context(_held(folder))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path, *, wait: bool = True) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)
@@ -65,11 +65,12 @@ def stand_in(
     folder = place / f"models--{listing.repo.replace('/', '--')}" / listing.sha
     folder.mkdir(parents=True)
     for name in whole:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to((listing.folder / name).absolute())
     for name in weights:
         _write_header(hub, listing, name, folder / name)
     for name in listing.files:
-        if name.endswith(PICKLED):
+        if name.endswith(PICKLED) and "/" not in name:
             (folder / name).touch()
     return folder
 

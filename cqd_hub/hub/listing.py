@@ -51,7 +51,7 @@ class Listing:
     Args:
         repo: ``ns/name``.
         sha: The commit.
-        files: By name; those in folders are left out.
+        files: By path.
         gated: Whether access must be asked for; None where only the cache was looked at.
         verified: Name → `signature` of the file whose hash was checked.
     """
@@ -125,7 +125,7 @@ def list_files(hub: Hub, reference: Reference) -> Listing:
     files = {
         entry.rfilename: File(entry.size or 0, entry.lfs.sha256 if entry.lfs else entry.blob_id)
         for entry in info.siblings or []
-        if "/" not in entry.rfilename and entry.blob_id is not None
+        if entry.blob_id is not None
     }
     listing = Listing(reference.repo, info.sha, files, bool(info.gated))
     if known := _remembered(listing.repo, listing.sha):
@@ -175,11 +175,11 @@ def _from_cache(repo: str, sha: str) -> Listing | None:
     if not folder.is_dir():
         return None
     files = {}
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         blob = os.readlink(path).rpartition("/")[2] if path.is_symlink() else ""
         if path.is_file():
             known = blob if _DIGEST.fullmatch(blob) else ""
-            files[path.name] = File(path.stat().st_size, known)
+            files[path.relative_to(folder).as_posix()] = File(path.stat().st_size, known)
     return Listing(repo, sha, files)
 
 

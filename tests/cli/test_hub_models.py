@@ -262,6 +262,11 @@ class TestRefused:
         world.hub.put_model("ann/far", {"adapter_config.json": json.dumps(config | {"r": 5})})
         self.check(world, "ann/far", "ann/far", "the config says 5")
 
+    def test_model_and_adapter_in_one(self, world: World) -> None:
+        world.hub.put_model("ann/both", MODELS / "os-lora")
+        world.hub.put_model("ann/both", MODELS / "os")
+        self.check(world, "ann/both", "ann/both: holds a model and an adapter")
+
     def test_evolve_says_it_before_weights(self, world: World, tmp_path: Path) -> None:
         other = changed(MODELS / "os", tmp_path / "o", {"model.norm.weight": torch.ones(64)})
         world.hub.put_model("ann/other", other)

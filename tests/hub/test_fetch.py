@@ -42,9 +42,14 @@ FILES: dict[str, bytes | str] = {
     "modeling_x.py": "raise SystemExit",
     "consolidated.safetensors": WEIGHTS[::-1],
     "onnx/model.onnx": b"other",
+    "original/tokenizer.model": b"other",
+    "additional_chat_templates/tools.jinja": "{{ messages }}",
     ".gitattributes": "*.bin lfs",
 }
-NEEDED = {"config.json", "tokenizer.json", "model.safetensors", "README.md", "LICENSE"}
+NEEDED = {
+    *("config.json", "tokenizer.json", "model.safetensors", "README.md", "LICENSE"),
+    "additional_chat_templates/tools.jinja",
+}
 M = parse("ann/m")
 FETCH = (
     "from cqd_hub.hub.client import Hub; from cqd_hub.hub.fetch import fetch; "
@@ -97,7 +102,8 @@ class TestPinned:
         (made,) = fetch(connect(), [M])
         assert made.reference == f"ann/m@{sha}"
         assert made.path == home / "hub" / "models--ann--m" / "snapshots" / sha
-        assert {path.name for path in made.path.iterdir()} == NEEDED
+        found = [path for path in made.path.rglob("*") if path.is_file()]
+        assert {path.relative_to(made.path).as_posix() for path in found} == NEEDED
         assert (made.path / "model.safetensors").read_bytes() == WEIGHTS
         assert (made.licence.id, made.licence.file) == ("mit", "LICENSE")
         assert (made.gated, made.base_model) == (False, ("ann/origin",))
@@ -267,7 +273,7 @@ class TestDamage:
         child = subprocess.Popen([sys.executable, "-c", FETCH], env=environment)
         deadline = time.monotonic() + 60
         blob = hashlib.sha256(WEIGHTS).hexdigest()
-        while not list(home.rglob(f"{blob}.*.incomplete")):
+        while not list((home / "hub").glob(f"*/blobs/{blob}.*.incomplete")):
             assert child.poll() is None
             assert time.monotonic() < deadline
             threading.Event().wait(0.01)

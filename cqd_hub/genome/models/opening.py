@@ -62,6 +62,7 @@ def check_models(
     ancestor = open_base(base)
     opened: list[Expert] = []
     for path in experts:
+        _refuse_both(path)
         if not (path / "adapter_config.json").exists():
             opened.append(open_full(ancestor, path, note))
         elif (adapter := check_adapter(ancestor, path, note=note)) is not None:
