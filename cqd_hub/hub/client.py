@@ -24,7 +24,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils import hf_raise_for_status
+from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
 
 from cqd_hub import __version__
 from cqd_hub.errors import CqdHubError, RunError, UserError
@@ -191,8 +192,13 @@ def _reason(error: BaseException) -> str:
 
 def _retry_after(error: BaseException) -> float:
     response = getattr(error, "response", None)
+    if response is None:
+        return 0.0
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds + 1.0
     try:
-        return float(response.headers["Retry-After"]) + 1 if response is not None else 0.0
+        return float(response.headers["Retry-After"]) + 1
     except (KeyError, ValueError):
         return 0.0
 
@@ -201,6 +207,7 @@ def _client() -> httpx2.Client:
     client = default_client_factory()
     hooks = client.event_hooks
     hooks["request"] = [*hooks["request"], _limit]
+    hooks["response"] = [*hooks["response"], _give_back]
     client.event_hooks = hooks
     return client
 
@@ -210,3 +217,14 @@ def _limit(request: httpx2.Request) -> None:
     timeout = request.extensions.get("timeout") or {}
     limits = {key: timeout.get(key) or seconds for key, seconds in _TIMEOUT.items()}
     request.extensions["timeout"] = limits
+
+
+def _give_back(response: httpx2.Response) -> None:
+    """Leave waiting to `Hub.ask`, where the library would wait unsaid and without bound."""
+    if response.status_code == 429:
+        response.read()
+        hf_raise_for_status(response)
+    if response.status_code == 409 and response.request.url.path == "/api/repos/create":
+        response.read()
+        if "another conflicting operation" in response.text:
+            raise ConnectionError("another repository is being created")

@@ -26,6 +26,9 @@ COMMIT = "/api/datasets/ann/small/commit/"
     [
         ("status", COMMIT, {"status": 429, "headers": {"Retry-After": "7"}}),
         ("status", "whoami", {"status": 429, "headers": {"Retry-After": "7"}}),
+        ("status", "objects/batch", {"status": 429, "headers": {"Retry-After": "7"}}),
+        ("status", "/_lfs/", {"status": 429, "headers": {"Retry-After": "7"}}),
+        ("status", "tree/", {"status": 429, "headers": {"RateLimit": '"api";r=0;t=7'}}),
         ("status", COMMIT, {"status": 503}),
         ("status", COMMIT, {"status": 500}),
         ("status", COMMIT, {"status": 409}),
@@ -51,7 +54,7 @@ def test_what_passes_is_waited_out(
     assert done.code == 0, done.err
     assert fault.fired == 1
     assert len(hub.commits(ARCHIVE)) == 2
-    if "Retry-After" in str(options):
+    if "headers" in options:
         assert "trying again in 8 s (waited 0 of at most 60 s)" in done.err
 
 
@@ -60,6 +63,25 @@ def test_500_after_the_work_commits_once(hub: HubServer, push: Push) -> None:
     fault = hub.fault("lose", COMMIT, times=3)
     assert push(*NOTHING).code == 0
     assert fault.fired == 1
+    assert len(hub.commits(ARCHIVE)) == 2
+
+
+def test_long_waits_are_refused_and_said(hub: HubServer, push: Push) -> None:
+    """Also where the client would wait by itself, and where it would ask again without a pause."""
+    busy = {"error": "Cannot create repo: another conflicting operation is in progress"}
+    fault = hub.fault("status", "repos/create", status=409, body=busy, times=None)
+    done = push(*NOTHING, CQD_HUB_PATIENCE="20")
+    assert done.code == 1
+    assert "another repository is being created" in done.err
+    assert fault.fired < 10
+    hub.faults.clear()
+    fault = hub.fault("status", "/_lfs/", status=429, headers={"Retry-After": "3600"}, times=None)
+    done = push(*NOTHING)
+    assert done.code == 1
+    assert "status 429" in done.err
+    assert fault.fired < 20
+    hub.faults.clear()
+    assert push(*NOTHING).code == 0
     assert len(hub.commits(ARCHIVE)) == 2
 
 
