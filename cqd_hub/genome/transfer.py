@@ -140,16 +140,16 @@ def transfer(genome: Genome, source: Layout, basis: Basis, *, where: str) -> Gen
     Raises:
         UserError: It cannot be moved exactly (see the module), or uses an expert that is not there.
     """
-    if genome.basis == basis.hash:
-        return genome
     target = basis.layout
     if genome.merges:
         method = next(iter(genome.merges)).method
         raise UserError(
-            f"holds merges by {method}, which cannot move to a run with other experts",
+            f"holds merges by {method}, whose parents the new run would not have",
             where=where,
             remedy="begin with elites of linear crossovers",
         )
+    if genome.basis == basis.hash:
+        return genome
     places = {slot.name: index for index, slot in enumerate(target.slots)}
     numbers = {expert: index for index, expert in enumerate(target.experts)}
     coefficients = np.zeros(target.size, dtype=np.float32)

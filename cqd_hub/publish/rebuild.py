@@ -136,13 +136,13 @@ def _open_basis(
 ) -> Basis:
     from cqd_hub.genome import build_basis, open_models
 
-    base, experts = _model_folders(published, hub, places, note)
+    rank, tail = _settings(published)
+    base, experts = _model_folders(published, hub, places)
     ancestor, opened = open_models(base, list(experts.values()), note=note)
     wanted = published.head.models
     _same(ancestor.checkpoint.content_hash, wanted.base, "the base", base)
     for (name, path), expert in zip(experts.items(), opened, strict=True):
         _same(expert.content_hash, wanted.experts[name], f"expert {name}", path)
-    rank, tail = _settings(published)
     if published.head.basis.files:
         found = _published_basis(published, ancestor, opened, tail)
         if found is not None:
@@ -207,12 +207,8 @@ def _checked_index(index: Any, published: Published) -> list[str]:
     return files
 
 
-def _model_folders(
-    published: Published, hub: Hub, places: Places, note: Callable[[str], None]
-) -> tuple[Path, dict[str, Path]]:
+def _model_folders(published: Published, hub: Hub, places: Places) -> tuple[Path, dict[str, Path]]:
     """Folder of the base, and of the experts in the order of the layout."""
-    from cqd_hub.hub.fetch import fetch
-
     models = published.head.models
     unknown = [name for name in places.experts if name not in models.experts]
     if unknown:
@@ -229,26 +225,31 @@ def _model_folders(
     wanted |= {
         f"--expert {name}": (models.experts[name], places.experts.get(name)) for name in names
     }
+    references = {
+        option: _reference(model, option, published)
+        for option, (model, given) in wanted.items()
+        if given is None
+    }
     found: dict[str, Path] = {}
-    for option, (model, given) in wanted.items():
-        if given is not None:
-            found[option] = given
-            continue
-        reference = _reference(model, option, published)
-        try:
-            (fetched,) = fetch(hub, [reference])
-        except HubAway:
-            raise
-        except UserError as error:
-            raise UserError(
-                error.what,
-                where=error.where,
-                remedy=f"{error.remedy}; or give a copy with {_option(option)}, or take the "
-                "published files with --published",
-            ) from None
-        found[option] = fetched.path
+    for option, (_, given) in wanted.items():
+        found[option] = given or _fetched(hub, references[option], option)
     base, *experts = found.values()
     return base, dict(zip(names, experts, strict=True))
+
+
+def _fetched(hub: Hub, reference: Reference, option: str) -> Path:
+    from cqd_hub.hub.fetch import fetch
+
+    try:
+        (fetched,) = fetch(hub, [reference])
+    except UserError as error:
+        raise UserError(
+            error.what,
+            where=error.where,
+            remedy=f"{error.remedy}; or give a copy with {_option(option)}, or take the "
+            "published files with --published",
+        ) from None
+    return fetched.path
 
 
 def _reference(model: Model, option: str, published: Published) -> Reference:
@@ -286,7 +287,7 @@ def _settings(published: Published) -> tuple[Any, Any]:
     """``genome.rank`` and ``genome.tail`` of the run."""
     recipe = published.json("run/recipe.json")
     genome = recipe.get("genome") if isinstance(recipe, dict) else None
-    settings = genome if isinstance(genome, dict) else {}
+    settings = genome if isinstance(genome, dict) else {"rank": None}
     rank, tail = settings.get("rank", "full"), settings.get("tail", "tied")
     if ((type(rank) is int and rank > 0) or rank == "full") and tail in ("tied", "drop"):
         return rank, tail

@@ -125,19 +125,24 @@ class Source:
 
     def _download(self, path: str, entry: _Entry, where: str, *, again: bool) -> Path:
         cache = Path(constants.HF_HUB_CACHE)
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            found = self._hub.ask(
-                where,
-                lambda: self._hub.api.hf_hub_download(
+
+        def download() -> str:
+            try:
+                return self._hub.api.hf_hub_download(
                     self.repo,
                     path,
                     repo_type=self.kind,
                     revision=self.sha,
                     force_download=again,
-                ),
-            )
-            return Path(found)
+                )
+            except OSError as error:
+                if "Consistency check failed" in str(error):  # fewer bytes came than were promised
+                    raise ConnectionError(str(error)) from None
+                raise
+
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            return Path(self._hub.ask(where, download))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise

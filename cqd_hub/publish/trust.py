@@ -97,10 +97,11 @@ def _faults(node: yaml.Node | None, seen: set[int]) -> Iterator[str]:
     elif node.tag.startswith("tag:yaml.org,2002:python"):
         yield f"names Python ({node.tag[22:60]})"
     if isinstance(node, yaml.MappingNode):
+        confined = any(key.value == "metadata" and _executes(value) for key, value in node.value)
         for key, value in node.value:
             yield from _faults(key, seen)
             yield from _faults(value, seen)
-            yield from _runs(key, value)
+            yield from _runs(key, value, confined=confined)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
             yield from _faults(value, seen)
@@ -110,9 +111,16 @@ def _faults(node: yaml.Node | None, seen: set[int]) -> Iterator[str]:
             yield f"has a template that {fault}"
 
 
-def _runs(key: yaml.Node, value: yaml.Node) -> Iterator[str]:
+def _executes(metadata: yaml.Node) -> bool:
+    """Whether a task says how its answers are executed: then that is done in the sandbox."""
+    mapping = isinstance(metadata, yaml.MappingNode)
+    return mapping and any(key.value == "execution" for key, _ in metadata.value)
+
+
+def _runs(key: yaml.Node, value: yaml.Node, *, confined: bool) -> Iterator[str]:
     name = str(key.value)
-    if name in _RUNNING or (name == "unsafe_code" and str(value.value).lower() not in _FALSE):
+    unsafe = name == "unsafe_code" and not confined and str(value.value).lower() not in _FALSE
+    if name in _RUNNING or unsafe:
         yield f"has the key {name!r}"
     if name == "metric" and str(value.value) not in _METRICS:
         yield f"has the metric {str(value.value)[:40]!r}"
