@@ -41,24 +41,24 @@ def _root(
 
 
 def _register() -> None:
-    from cqd_hub.cli import create, hub, inspect, produce
+    from cqd_hub.cli import create, hub, inspect, produce, pull
 
     commands: list[tuple[str, Callable[..., None]]] = [
         ("evolve", produce.evolve),
         ("train", produce.train),
         ("export", produce.export),
         ("push", hub.push),
+        ("pull", pull.pull),
         ("eval", inspect.evaluate),
         ("report", inspect.report),
         ("init", create.init),
         ("doctor", create.doctor),
     ]
     # Baselines and aggregates have negative ids, which look like options.
-    negative_ids = {"ignore_unknown_options": True}
+    naming = ("export", "eval", "pull")
     for name, function in commands:
-        app.command(name, context_settings=negative_ids if name in ("export", "eval") else {})(
-            function
-        )
+        settings = {"ignore_unknown_options": True} if name in naming else {}
+        app.command(name, context_settings=settings)(function)
 
 
 _register()
