@@ -60,6 +60,11 @@ class Uploader:
         words = ["cqd-hub", "push", str(self._folder), "--to", self._to, *self._options]
         return shlex.join(words)
 
+    @property
+    def running(self) -> bool:
+        """Whether a push has begun whose end was not noted yet."""
+        return self._running is not None
+
     def check(self) -> None:
         """Before the run: whether this token may write there. An absent Hub is only noted.
 

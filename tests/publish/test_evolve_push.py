@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import pytest
+
+from cqd_hub.publish.uploader import Uploader
 from tests.hub.server import HubServer
 from tests.publish.conftest import TOKEN, Push
-from tests.publish.pushing import RECIPE, ROOT, state
+from tests.publish.pushing import RECIPE, ROOT, Driver, state
 from tests.publish.test_push import ARCHIVE, journal, rows
 
 
@@ -44,13 +48,13 @@ def test_published_while_it_goes_and_whole_at_the_end(
     assert sorted((row["id"],) for row in rows(hub, "individuals")) == individuals
     assert "ann/small-best" in hub.repos()
     assert hub.collections()
-    snapshots = {row["snapshot"] for row in rows(hub, "elites")}
-    assert len(snapshots) > 1  # the first ones while it went
+    assert (tmp_path / "run" / ".push" / "log.txt").exists()  # of a push while it went
     before = state(hub)
     assert push(folder=tmp_path / "run").code == 0
     assert state(hub) == before
 
 
+@pytest.mark.slow
 def test_absent_hub_neither_ends_nor_holds_up_a_run(
     hub: HubServer, push: Push, tmp_path: Path
 ) -> None:
@@ -67,14 +71,47 @@ def test_absent_hub_neither_ends_nor_holds_up_a_run(
 COMMIT_OR_CREATE = "/commit/|repos/create"
 
 
-def test_refused_before_the_run_begins(hub: HubServer, tmp_path: Path) -> None:
+def test_refused_before_the_run_begins(hub: HubServer, driver: Driver, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
     for arguments, token, said in (
         (("--push", "bob/small"), TOKEN, "neither you, ann"),
         (("--push", "ann/a--b"), TOKEN, "'--'"),
         (("--push", "ann/small"), "hf_bad", "does not accept this token"),
         (("--push-every", "3"), TOKEN, "add --push"),
     ):
-        done = evolve(hub, tmp_path, *arguments, token=token)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert not (tmp_path / "run").exists()
+        out = tmp_path / "out"
+        done = driver("evolve", recipe, "--out", out, *arguments, HF_TOKEN=token)
+        assert done.code == 2
+        assert said in done.err
+        assert not out.exists()
+
+
+def test_uploader_pushes_when_it_is_time(
+    hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in hub.environment(token=TOKEN, home=tmp_path / "home").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    notes: list[str] = []
+    uploader = Uploader(run, "ann/small", every=3, note=notes.append)
+    log = run / ".push" / "log.txt"
+    for children in (10, 11, 12):
+        uploader.children(children)
+    assert not log.exists()
+    uploader.children(13)
+    assert log.exists()
+    wait(uploader, 13)
+    assert notes == ["published as far as it was: ann/small"]
+    assert hub.repos() == [ARCHIVE, "lab/base"]
+    hub.fault("status", "whoami", status=401, times=None)
+    uploader.children(16)
+    wait(uploader, 16)
+    assert "does not accept this token" in notes[1]
+
+
+def wait(uploader: Uploader, children: int) -> None:
+    """Until the push that is running has been noted."""
+    while uploader.running:
+        threading.Event().wait(0.02)
+        uploader.children(children)

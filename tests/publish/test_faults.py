@@ -161,7 +161,13 @@ def test_two_pushes_of_one_directory_take_turns(
 
 
 @pytest.mark.parametrize(
-    "at", ["objects/batch", "/_lfs/models/.*verify", "/commit/", "collections"]
+    "at",
+    [
+        "objects/batch",
+        pytest.param("/_lfs/models/.*verify", marks=pytest.mark.slow),
+        pytest.param("/commit/", marks=pytest.mark.slow),
+        pytest.param("collections", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_push_is_completed(
     hub: HubServer, push: Push, run: Path, tmp_path: Path, at: str
