@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -110,8 +111,8 @@ def pull(
     if published:
         made = pull_published(opened, person, to, hub, note=note)
     else:
-        label = (who or f"best-{best}").replace(":", "-")
-        target = to or Path(f"{opened.source.repo.partition('/')[2]}-{clean(label)}")
+        label = re.sub(r"[^A-Za-z0-9_.-]+", "-", who or f"best-{best}")
+        target = to or Path(f"{opened.source.repo.partition('/')[2]}-{label}")
         places = Places(base, dict(_expert(text) for text in expert or []))
         made = take(opened, person, target, hub, form=form, places=places, note=note)
     note(f"verified by {made.verified}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,18 @@ _REMEDY = "ask its owner to push it again with `cqd-hub push`"
 
 
 def read_rows(
-    path: Path, columns: Mapping[str, str], *, where: str, only: tuple[str, Any] | None = None
+    path: Path,
+    columns: Mapping[str, str],
+    *,
+    where: str,
+    only: tuple[str, Collection[Any]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a parquet file, one row group in memory at a time.
 
     Args:
         columns: Name → ``int``, ``float``, ``text``, ``bytes`` or ``ints`` (a list); with ``?`` at
             the end it may be null. Others are not read.
-        only: A column and the value to look for: row groups without it are skipped by their
+        only: A column and the values to look for: row groups that hold none are skipped by their
             statistics.
         where: Names the file in errors.
 
@@ -57,7 +61,7 @@ def read_rows(
                     continue
                 table = file.read_row_group(number, columns=list(columns))
                 for row in table.to_pylist():
-                    if only is not None and row[only[0]] != only[1]:
+                    if only is not None and row[only[0]] not in only[1]:
                         continue
                     for name, kind in columns.items():
                         fault = _fault(row[name], kind)
@@ -95,10 +99,12 @@ def _fault(value: Any, kind: str) -> str | None:
     return None
 
 
-def _excludes(group: Any, name: str, value: Any) -> bool:
+def _excludes(group: Any, name: str, values: Collection[Any]) -> bool:
     for number in range(group.num_columns):
         column = group.column(number)
         if column.path_in_schema == name:
             found = column.statistics
-            return bool(found and found.has_min_max and not found.min <= value <= found.max)
+            if not found or not found.has_min_max:
+                return False
+            return not any(found.min <= value <= found.max for value in values)
     return False

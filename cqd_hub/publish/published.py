@@ -6,7 +6,7 @@ Format 1, see ``docs/hub.md``. Nothing here imports torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -230,33 +230,47 @@ class Published:
         return result
 
     def genome(self, individual: int) -> tuple[bytes, Genome]:
-        """An individual's genome, checked against its hash, basis and layout.
+        """An individual's genome; see `genomes`."""
+        return self.genomes([individual])[individual]
+
+    def genomes(self, individuals: Iterable[int]) -> dict[int, tuple[bytes, Genome]]:
+        """Genomes as bytes and read, checked against their hashes, basis and layout.
 
         Raises:
             UserError: There is none, or it is not what it should be.
         """
-        person = self.people.get(individual)
-        if person is None:
-            raise UserError(f"has no individual {individual}", where=str(self))
+        wanted = set(individuals)
+        missing = sorted(wanted - self.people.keys())
+        if missing:
+            raise UserError(f"has no individual {missing[0]}", where=str(self))
         columns = {"individual": "int", "genome_hash": "text", "genome": "bytes"}
-        count = self.head.shards.get("genomes", 0)
+        found: dict[int, tuple[bytes, Genome]] = {}
         # A push adds the shards of individuals and of their genomes together.
-        likely = [person.shard] if person.shard < count else []
+        likely = sorted({self.people[number].shard for number in wanted})
+        count = self.head.shards.get("genomes", 0)
         for shard in [*likely, *(n for n in range(count) if n not in likely)]:
-            rows = list(self._rows("genomes", shard, columns, only=("individual", individual)))
-            if len(rows) > 1:
-                raise UserError(
-                    f"holds the genome of individual {individual} twice",
-                    where=f"{self}/data/genomes",
-                    remedy=_PUSHED,
-                )
-            for row in rows:
-                return row["genome"], self._checked(row["genome"], person)
-        raise UserError(
-            f"holds no genome of individual {individual}",
-            where=f"{self}/data/genomes",
-            remedy=_PUSHED,
-        )
+            left = wanted - found.keys()
+            if not left:
+                break
+            if shard >= count:
+                continue
+            for row in self._rows("genomes", shard, columns, only=("individual", left)):
+                number = row["individual"]
+                if number in found:
+                    raise UserError(
+                        f"holds the genome of individual {number} twice",
+                        where=f"{self}/data/genomes",
+                        remedy=_PUSHED,
+                    )
+                found[number] = row["genome"], self._checked(row["genome"], self.people[number])
+        left = wanted - found.keys()
+        if left:
+            raise UserError(
+                f"holds no genome of individual {min(left)}",
+                where=f"{self}/data/genomes",
+                remedy=_PUSHED,
+            )
+        return found
 
     def _checked(self, data: bytes, person: Person) -> Genome:
         where = f"{self}: genome of individual {person.id}"
@@ -282,7 +296,7 @@ class Published:
         number: int,
         columns: dict[str, str],
         *,
-        only: tuple[str, Any] | None = None,
+        only: tuple[str, Collection[int]] | None = None,
     ) -> Iterator[dict[str, Any]]:
         name = f"data/{table}/{number:05d}.parquet"
         place = self.source.fetch(name, limit=SHARD_LIMIT)

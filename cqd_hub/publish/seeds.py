@@ -55,10 +55,8 @@ def _fetched(place: str, note: Callable[[str], None]) -> Seeds:
     numbers = sorted({elite.id for elite in published.elites})
     if not numbers:
         raise UserError("has no elites", where=str(published), remedy="push more of the run")
-    seeds = []
-    for number in numbers:
-        data, genome = published.genome(number)
-        seeds.append(Seed(number, data, genome.hash))
+    found = published.genomes(numbers)
+    seeds = [Seed(number, found[number][0], found[number][1].hash) for number in numbers]
     base = published.head.models.base.sha256
     return Seeds(str(published), base, published.layout, tuple(seeds))
 

@@ -67,6 +67,7 @@ class Source:
             for file in getattr(info, "siblings", None) or []
         }
         self._taken = 0
+        self._whole: dict[str, Path] = {}
 
     def __str__(self) -> str:
         return str(Reference(self.repo, self.sha, self.kind))
@@ -95,6 +96,8 @@ class Source:
             RunError: The disk is full, or the content is not what the Hub says, twice.
         """
         where = f"{self}/{path}"
+        if path in self._whole:
+            return self._whole[path]
         entry = self._files.get(path)
         if entry is None:
             raise UserError(
@@ -121,6 +124,7 @@ class Source:
                 where=where,
                 remedy="try again later",
             )
+        self._whole[path] = place
         return place
 
     def _download(self, path: str, entry: _Entry, where: str, *, again: bool) -> Path:

@@ -36,6 +36,10 @@ def chosen() -> int:
     return json.loads((run_folder() / "results.json").read_text())["chosen"]
 
 
+def aggregate(there: World) -> int:
+    return min(row["id"] for row in there.rows("individuals") if row["role"] == "aggregate")
+
+
 def genome_of(individual: int) -> bytes:
     with contextlib.closing(sqlite3.connect(run_folder() / "journal.sqlite")) as journal:
         (data,) = journal.execute(
@@ -209,10 +213,10 @@ def test_wrong_places(there: World, place: str, message: str) -> None:
 
 class TestWeights:
     def test_rebuilt_is_what_was_published(self, there: World) -> None:
-        rebuilt = there.cli("pull", "ann/small", "best", "--to", "made", "--json")
+        rebuilt = there.cli("pull", "ann/small", "aggregate", "--to", "made", "--json")
         assert rebuilt.code == 0, rebuilt.err
         assert rebuilt.records[0]["verified"] == "basis and fingerprint"
-        as_is = there.cli("pull", "ann/small", "best", "--published", "--to", "own", "--json")
+        as_is = there.cli("pull", "ann/small", "aggregate", "--published", "--to", "own", "--json")
         assert as_is.code == 0, as_is.err
         ours = load_file(there.folder / "made" / "model.safetensors")
         theirs = load_file(there.folder / "own" / "model.safetensors")
@@ -248,7 +252,7 @@ class TestWeights:
         assert "is not on the Hub" in done.error
         assert "--expert os=DIR" in done.error
         assert not (there.folder / "made").exists()
-        assert there.cli("pull", "ann/small", "best", "--published", "--to", "own").code == 0
+        assert there.cli("pull", "ann/small", "aggregate", "--published", "--to", "own").code == 0
 
     def test_another_expert(self, there: World) -> None:
         done = there.cli("pull", "ann/small", "best", "--expert", f"os={MODELS / 'db'}")
@@ -272,9 +276,9 @@ class TestWeights:
         assert "was not published as a model" in done.error
 
     def test_a_changed_published_model(self, there: World) -> None:
-        repo = published_label(there, chosen())
+        repo = published_label(there, aggregate(there))
         there.put({"config.json": "{}"}, repo)
-        done = there.cli("pull", "ann/small", "best", "--published", "--to", "own")
+        done = there.cli("pull", "ann/small", "aggregate", "--published", "--to", "own")
         assert "config.json is not the file that its cqd_hub.json names" in done.error
         assert not (there.folder / "own").exists()
 
@@ -298,12 +302,12 @@ class TestOtherFactors:
                 table, lambda t: with_values(t, "genome_hash", lambda _, value: made[value])
             )
         there.change("cqd_hub.json", lambda h: h | {"basis": {"hash": "0" * 64, "files": None}})
-        repo = published_label(there, chosen())
+        repo = published_label(there, aggregate(there))
         there.change("cqd_hub.json", lambda e: e | {"genome_hash": made[e["genome_hash"]]}, repo)
 
     def test_the_fingerprint_decides(self, there: World) -> None:
         self.elsewhere(there)
-        done = there.cli("pull", "ann/small", "best", "--to", "made", "--json")
+        done = there.cli("pull", "ann/small", "aggregate", "--to", "made", "--json")
         assert done.code == 0, done.err
         assert done.records[0]["verified"] == "fingerprint"
         without = there.cli("pull", "ann/small", "2", "--to", "other")
@@ -315,8 +319,8 @@ class TestOtherFactors:
             name = next(iter(elite["fingerprint"]))
             elite["fingerprint"][name][0] *= 1.0001
 
-        there.change("cqd_hub.json", spoil, published_label(there, chosen()))
-        done = there.cli("pull", "ann/small", "best", "--to", "made")
+        there.change("cqd_hub.json", spoil, published_label(there, aggregate(there)))
+        done = there.cli("pull", "ann/small", "aggregate", "--to", "made")
         assert "the rebuilt weights are not the published ones" in done.error
         assert not (there.folder / "made").exists()
 
@@ -387,10 +391,10 @@ class TestRecipe:
         assert list(recipe.experts) == ["coding", "os", "db"]
 
     def test_code_is_shown_and_refused(self, there: World) -> None:
-        there.put({"run/tasks/t.yaml": "task: t\nprocess_results: !function u.f # \x1b[31mred\n"})
+        there.put({"run/tasks/u.py": "def f():\n    print('\x1b[31mred')\n"})
         done = there.cli("pull", "ann/small", "--recipe", "--to", "again")
-        assert "names code (!function), which would run on this machine" in done.error
-        assert "    process_results: !function u.f # ?[31mred" in done.err
+        assert "u.py may be code, which would run on this machine" in done.error
+        assert "        print('?[31mred')" in done.err
         assert not (there.folder / "again").exists()
 
     def test_code_that_is_trusted(self, there: World) -> None:
