@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cqd_hub.genome.basis import Basis, build_basis
+    from cqd_hub.genome.basis import Basis, build_basis, refuse_twins
     from cqd_hub.genome.genome import Genome, combine
     from cqd_hub.genome.layout import Granularity, Layout
     from cqd_hub.genome.materialise import Materialiser
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
 
 _PLACES = {
-    "basis": ("Basis", "build_basis"),
+    "basis": ("Basis", "build_basis", "refuse_twins"),
     "genome": ("Genome", "combine"),
     "layout": ("Granularity", "Layout"),
     "materialise": ("Materialiser",),
@@ -45,6 +45,7 @@ __all__ = [
     "Basis",
     "build_basis",
     "open_models",
+    "refuse_twins",
     # Individuals.
     "Genome",
     "Granularity",

@@ -123,7 +123,6 @@ def build_basis(
             where="genome.rank",
             remedy="use rank: full",
         )
-    _refuse_twice(experts)
     folder = (cache or cache_folder()) / "basis"
     check_room(folder, sum(_missing(base, expert, rank, folder) for expert in experts))
     stores = [_factored(base, expert, rank, folder, progress) for expert in experts]
@@ -182,7 +181,8 @@ def _factored(
     return FactorStore(place)
 
 
-def _refuse_twice(experts: Sequence[Expert]) -> None:
+def refuse_twins(experts: Sequence[Expert]) -> None:
+    """Raise a `UserError` if two experts are one: coefficients could not be told apart by hash."""
     known: dict[str, Expert] = {}
     for expert in experts:
         other = known.setdefault(expert.content_hash, expert)

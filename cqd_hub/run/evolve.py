@@ -15,7 +15,7 @@ import numpy as np
 
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine import Candidate
-from cqd_hub.genome import Genome
+from cqd_hub.genome import Genome, refuse_twins
 from cqd_hub.genome.layout_file import write_layout
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.archives import expert_scores, make_cycle, replay, vector
@@ -73,6 +73,7 @@ async def evolve(
         async with open_workbench(
             recipe, recipe_folder, run=out, pins=pins, note=observer.note
         ) as bench:
+            refuse_twins(bench.basis.experts)
             moved = seeds.moved(bench.basis) if seeds else []
             check_space(out, bench, count_individuals(out) - len(moved))
             observer = Logged(observer, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import re
 import subprocess
@@ -131,6 +132,11 @@ class TestModels:
     def test_missing_tensor(self, cli: Cli, recipe: Path, copied: Path) -> None:
         spoil(copied / "db", {"model.norm.weight": None})
         assert "models/db: it has no tensor model.norm.weight" in refused(cli, recipe)
+
+    def test_one_expert_under_two_names(self, cli: Cli, recipe: Path, copied: Path) -> None:
+        shutil.rmtree(copied / "db")
+        shutil.copytree(copied / "os", copied / "db")
+        assert "models/db: is the same expert as" in refused(cli, recipe)
 
     def test_identical_to_base(self, cli: Cli, recipe: Path, copied: Path) -> None:
         data = (copied / "base" / "model.safetensors").read_bytes()

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cqd_hub.errors import RunError, UserError
-from cqd_hub.genome import Basis, build_basis, open_models, store
+from cqd_hub.genome import Basis, build_basis, open_models, refuse_twins, store
 from cqd_hub.genome import basis as basis_module
 from cqd_hub.genome.models.experts import Base, Expert, FullExpert
 
@@ -249,7 +249,7 @@ def test_an_expert_listed_twice(family: Any, tmp_path: Path) -> None:
     made = family()
     copied = shutil.copytree(made.full[0], tmp_path / "copy")
     for twin in (made.full[0], copied):
-        models = Models(*open_models(made.base, [made.full[0], made.full[1], twin]))
+        _, experts = open_models(made.base, [made.full[0], made.full[1], twin])
         with pytest.raises(UserError, match=r"is the same expert as .*full1 \(list it once\)"):
-            models.build(tmp_path / "cache")
-    assert not list(tmp_path.rglob("factors*"))
+            refuse_twins(experts)
+        refuse_twins(experts[:2])
