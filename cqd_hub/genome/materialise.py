@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from cqd_hub.errors import UserError
 from cqd_hub.genome.basis import Basis
+from cqd_hub.genome.finite import extremes, is_finite, overflow
 from cqd_hub.genome.genome import Genome
+from cqd_hub.genome.layout import Slot
 from cqd_hub.genome.merge.record import Merge
 from cqd_hub.genome.operators import child_core
 from cqd_hub.genome.scales import Scales
@@ -24,12 +27,23 @@ if TYPE_CHECKING:
     from cqd_hub.genome.merge.store import MergeStore
 
 _BLOCK = 1 << 20  # elements worked on at a time on a CPU: 4 MB of fp32 stay in its cache
+_SPLITS = 4  # genomes whose split coefficients are kept: a merge goes from parent to parent by slot
 
 
 def normal(seed: int, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal fp32 draws of one Gaussian mutation in one slot, the same on any device."""
-    rng = generator(seed, slot, "gaussian")
-    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    return Draws(seed, slot).take(shape)
+
+
+class Draws:
+    """The draws of `normal`, some rows after the other: whole, they are as large as the slot."""
+
+    def __init__(self, seed: int, slot: int) -> None:
+        self._rng = generator(seed, slot, "gaussian")
+
+    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """The rows that follow those taken before."""
+        return torch.from_numpy(self._rng.standard_normal(shape, dtype=np.float32))
 
 
 class _Product(NamedTuple):
@@ -52,6 +66,9 @@ class Materialiser:
         basis: What the genomes' coefficients scale.
         device: Where the pristine base and, once used, factors and full fine-tunes are kept.
         merges: Where the merges are that genomes weigh; merged tensors are read for every use.
+
+    Raises:
+        UserError: The base holds NaN or infinity.
     """
 
     def __init__(
@@ -65,9 +82,9 @@ class Materialiser:
         self._merges = merges
         if merges is not None:
             merges.attach(self)
-        base = basis.base
-        self._base = {slot.name: base.weight(slot).to(self.device) for slot in base.slots}
+        self._base = {slot.name: self._finite_base(slot) for slot in basis.base.slots}
         self._scales = Scales(basis)
+        self._splits: dict[int, tuple[Genome, tuple[np.ndarray, np.ndarray]]] = {}
         self._experts: dict[tuple[int, int, bool], torch.Tensor] = {}
         self._stacks: dict[tuple[int, torch.dtype], _Product] = {}
         self._frames: dict[tuple[int, torch.dtype], _Product] = {}
@@ -75,16 +92,30 @@ class Materialiser:
 
     @torch.no_grad()
     def write(self, genome: Genome, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Overwrite *parameters* (by slot name, any dtype, on this device) with the individual."""
+        """Overwrite *parameters* (by slot name, any dtype, on this device) with the individual.
+
+        Raises:
+            UserError: Some weight is beyond float16's largest number. (Those of the other dtypes
+                are beyond any weight.)
+        """
         shared, own = self._split(genome)
         held = self._merges.holding(genome.merges) if self._merges is not None else nullcontext()
         with held:
+            seen: dict[str, torch.Tensor] = {}
             for index, slot in enumerate(self.basis.layout.slots):
-                self._write(parameters[slot.name], genome, index, shared, own)
+                out = parameters[slot.name]
+                self._write(out, genome, index, shared, own)
+                if out.dtype == torch.float16:
+                    seen[slot.name] = extremes(out)
+        if seen:  # asked once: a GPU stops for every answer
+            finite = torch.stack([*seen.values()]).isfinite().all(1).tolist()
+            if not all(finite):
+                name = next(n for n, good in zip(seen, finite, strict=True) if not good)
+                raise overflow(name, torch.float16, of=f"individual {genome.hash[:12]}")
 
     @torch.no_grad()
     def state(self, genome: Genome, *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """The individual as new tensors, in *dtype* or in each base tensor's own."""
+        """The individual as new tensors, in *dtype* or in each base tensor's own; see `write`."""
         names = (slot.name for slot in self.basis.layout.slots)
         result = {
             name: torch.empty_like(self._base[name], dtype=dtype or self._base[name].dtype)
@@ -97,7 +128,7 @@ class Materialiser:
     def weight(
         self, genome: Genome, slot: int, *, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """One tensor of the individual."""
+        """One tensor of the individual. What *dtype* cannot hold becomes infinity."""
         out = torch.empty_like(self._base[self.basis.layout.slots[slot].name], dtype=dtype)
         self._write(out, genome, slot, *self._split(genome))
         return out
@@ -118,7 +149,24 @@ class Materialiser:
     def _split(self, genome: Genome) -> tuple[np.ndarray, np.ndarray]:
         if genome.basis != self.basis.hash:
             raise ValueError(f"genome of basis {genome.basis[:12]}, not {self.basis.hash[:12]}")
-        return self._scales.split(genome)
+        known = self._splits.get(id(genome))  # it is held, so nothing else has its id
+        if known is None:
+            known = genome, self._scales.split(genome)
+            while len(self._splits) >= _SPLITS:
+                self._splits.pop(next(iter(self._splits)), None)
+            self._splits[id(genome)] = known
+        return known[1]
+
+    def _finite_base(self, slot: Slot) -> torch.Tensor:
+        base = self.basis.base
+        weight = base.weight(slot)
+        if not is_finite(weight):
+            raise UserError(
+                f"{slot.name} holds NaN or infinity",
+                where=str(base.checkpoint.path),
+                remedy="save or download the base again",
+            )
+        return weight.to(self.device)
 
     def _write(
         self,
@@ -131,7 +179,7 @@ class Materialiser:
         """Write W0 + Σ shared·τ + Σ weight·(merge - W0) + left @ right + noise into *out*."""
         slot = self.basis.layout.slots[index]
         noise = [
-            (float(spread[index]), normal(seed, index, slot.shape).to(self.device))
+            (float(spread[index]), Draws(seed, index))
             for seed, spread in genome.noise.items()
             if spread[index]
         ]
@@ -157,7 +205,7 @@ class Materialiser:
         out: torch.Tensor,
         base: torch.Tensor,
         whole: list[tuple[float, torch.Tensor]],
-        noise: list[tuple[float, torch.Tensor]],
+        noise: list[tuple[float, Draws]],
         product: _Product | None,
         rows: slice,
     ) -> None:
@@ -166,8 +214,10 @@ class Materialiser:
         work.copy_(base)
         if whole:
             work.mul_(1.0 - sum(t for t, _ in whole))
-        for t, weight in whole + noise:
+        for t, weight in whole:
             work.add_(weight[rows], alpha=t)
+        for spread, draws in noise:
+            work.add_(draws.take(work.shape).to(self.device), alpha=spread)
         if product is not None:
             work.addmm_(product.left[rows], product.right)
         if work.dtype != out.dtype:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from cqd_hub.genome import (
     mutate_expert,
     mutate_gaussian,
 )
+from cqd_hub.genome.materialise import Draws, normal
+from cqd_hub.genome.scales import Scales
 from tests.genome.tiny_models import basis_of, load
 
 
@@ -92,3 +97,98 @@ def test_one_tensor_equals_the_whole_state(family: Any, tmp_path: Path) -> None:
     state = materialiser.state(genome)
     for index, slot in enumerate(basis.layout.slots):
         assert torch.equal(materialiser.weight(genome, index), state[slot.name])
+
+
+def test_noise_of_many_ancestors_takes_no_more_memory(tmp_path: Path) -> None:
+    """Its draws are as large as the slot, and every Gaussian ancestor adds a seed."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_SEEDS, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for growth in done.stdout.split():
+        assert float(growth) < 1  # in slots; the draws held at once would be 6 more
+
+
+MANY_SEEDS = textwrap.dedent("""
+    import resource, sys
+    from pathlib import Path
+    import transformers
+    from cqd_hub.genome import Genome, Materialiser, mutate_gaussian
+    from cqd_hub.genome.export.deltas import Deltas
+    from tests.genome.tiny_models import SHAPE, basis_of, make_lora
+
+    folder = Path(sys.argv[1])
+    # 38 MB: of what is smaller the C library keeps some when it is freed.
+    config = transformers.LlamaConfig(**SHAPE | {"vocab_size": 300_000}, tie_word_embeddings=True)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "base")
+    make_lora(folder / "base", folder / "lora", seed=1, target_modules=["q_proj"])
+    basis = basis_of(folder / "base", [folder / "lora"], folder / "cache")
+    slot = next(i for i, s in enumerate(basis.layout.slots) if "embed" in s.name)
+    size = basis.base.weight(basis.layout.slots[slot]).nbytes
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+    def noisy(seeds):
+        genome = Genome.of_base(basis.hash, basis.layout)
+        for seed in range(seeds):
+            genome = mutate_gaussian(genome, seed=seed, deviation=0.01, basis=basis)
+        return genome
+
+    materialiser = Materialiser(basis)
+    for make in (
+        lambda genome: materialiser.weight(genome, slot),
+        lambda genome: Deltas(genome, basis).delta(slot),
+    ):
+        make(noisy(1))
+        before = peak()
+        make(noisy(7))
+        print((peak() - before) / size)
+""")
+
+
+def test_noise_is_the_same_whole_and_in_blocks(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An odd number of draws at a time, too: the generator hands out halves of its words."""
+    made = family()
+    basis = basis_of(made.base, made.lora[:1], tmp_path)
+    monkeypatch.setattr("cqd_hub.genome.materialise._BLOCK", 5 * 33)
+    for index, slot in enumerate(basis.layout.slots):
+        whole, parts = normal(7, index, slot.shape), Draws(7, index)
+        rows = [parts.take((1, *slot.shape[1:])) for _ in range(slot.shape[0])]
+        assert torch.equal(torch.cat(rows), whole)
+    genome = Genome.of_base(basis.hash, basis.layout)
+    genome = mutate_gaussian(genome, seed=7, deviation=0.25, basis=basis)
+    state = Materialiser(basis).state(genome)
+    for index, slot in enumerate(basis.layout.slots):
+        wanted = basis.base.weight(slot)
+        if slot.is_matrix:
+            wanted = torch.add(wanted, normal(7, index, slot.shape), alpha=0.25)
+        assert torch.equal(state[slot.name], wanted)
+
+
+def test_a_genome_is_split_once_for_all_its_slots(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both parents of a merge in turn: splitting takes longer than a small slot."""
+    made = family()
+    materialiser = Materialiser(basis_of(made.base, made.full[:2], tmp_path))
+    genomes = individuals(materialiser.basis)[:2]
+    wanted = [materialiser.state(genome) for genome in genomes]
+    split, calls = Scales.split, list[Genome]()
+
+    def counted(scales: Scales, genome: Genome) -> Any:
+        calls.append(genome)
+        return split(scales, genome)
+
+    monkeypatch.setattr(Scales, "split", counted)
+    fresh = Materialiser(materialiser.basis)
+    for index, slot in enumerate(fresh.basis.layout.slots):
+        for genome, state in zip(genomes, wanted, strict=True):
+            assert torch.equal(fresh.weight(genome, index), state[slot.name])
+    assert len(calls) == 2
+    for number in range(20):  # and not kept for ever
+        other = Genome(genomes[0].basis, genomes[0].coefficients * np.float32(number))
+        fresh.weight(other, 0)
+    assert len(fresh._splits) <= 4

@@ -28,6 +28,7 @@ from cqd_hub.genome.export.peft import (
     vector_tensors,
     wrapper_depths,
 )
+from cqd_hub.genome.finite import is_finite, overflow
 from cqd_hub.genome.genome import Genome
 from cqd_hub.genome.models.experts import LowRank
 from cqd_hub.genome.stream import tensor_file
@@ -93,7 +94,7 @@ def export_adapter(
 
     Raises:
         UserError: *out* exists, no such rank or error, the individual is the base in all that an
-            adapter can carry, or differs in what it cannot.
+            adapter can carry, or differs in what it cannot; a factor is beyond what *dtype* holds.
         RunError: Not enough space. Nothing is left behind.
     """
     _check_wishes(rank, error, consumer)
@@ -175,6 +176,7 @@ def _write(
     depths = wrapper_depths(basis, used)
     with tensor_file(folder / "adapter_model.safetensors", _names(plan)) as add:
         for name, value in vector_tensors(basis, plan.vectors, adapted):
+            _check(name, value)
             add(name, value)
             size += value.nbytes
         for where, rank in ranks.items():
@@ -182,6 +184,8 @@ def _write(
             for exact in plan.products(where):
                 kept = plan.kept(exact, rank)
                 rounded = LowRank(*(part.to(getattr(torch, dtype)) for part in kept))
+                for part in rounded:
+                    _check(where.name, part)
                 if rounded.up is not exact.up:
                     mine = rounded.up.float() @ rounded.down.float()
                     lost += energy_of(exact.up @ exact.down - mine)
@@ -193,6 +197,11 @@ def _write(
                 add(name, tensor)
                 size += tensor.nbytes
     return _Written(size, lost)
+
+
+def _check(name: str, tensor: torch.Tensor) -> None:
+    if not is_finite(tensor):
+        raise overflow(name, tensor.dtype)
 
 
 def _write_config(

@@ -10,9 +10,9 @@ import torch
 
 from cqd_hub.genome.basis import Basis
 from cqd_hub.genome.genome import Genome
-from cqd_hub.genome.materialise import normal
+from cqd_hub.genome.materialise import Draws
 from cqd_hub.genome.merge.record import Merge
-from cqd_hub.genome.models.experts import LowRank
+from cqd_hub.genome.models.experts import LowRank, blocks
 from cqd_hub.genome.operators import child_core
 from cqd_hub.genome.scales import Scales
 
@@ -122,20 +122,24 @@ class Deltas:
         return LowRank(up, torch.cat([f.down for f in factors])[used])
 
     def _dense(self, index: int) -> torch.Tensor | None:
-        parts = []
+        total: torch.Tensor | None = None
         slot = self.basis.layout.slots[index]
         for number, weight in enumerate(self._shared[index]):
             if weight and self.basis.is_dense(index, number):
                 delta = self.basis.experts[number].task_vector(slot)
                 assert isinstance(delta, torch.Tensor)  # dense
-                parts.append(delta * float(weight))
+                total = _plus(total, delta * float(weight))
         for seed, spread in self.genome.noise.items():
             if spread[index]:
-                parts.append(normal(seed, index, slot.shape) * float(spread[index]))
+                total = torch.zeros(slot.shape) if total is None else total
+                draws = Draws(seed, index)
+                for rows in blocks(slot.shape, 1 << 20):
+                    part = total[rows]
+                    part.add_(draws.take(part.shape).mul_(float(spread[index])))
         for merge, weights in self.genome.merges.items():
             if weights[index]:
-                parts.append(self._merged(merge, index) * float(weights[index]))
-        return torch.stack(parts).sum(0) if parts else None
+                total = _plus(total, self._merged(merge, index).mul_(float(weights[index])))
+        return total
 
     def _merged(self, merge: Merge, index: int) -> torch.Tensor:
         """A merge's difference from the base."""
@@ -143,6 +147,10 @@ class Deltas:
             raise ValueError("a genome that weighs merges needs the store that keeps them")
         slot = self.basis.layout.slots[index]
         return self._merges.tensor(merge, slot.name).float() - self.basis.base.weight(slot).float()
+
+
+def _plus(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
+    return part if total is None else total.add_(part)
 
 
 def as_product(dense: torch.Tensor) -> LowRank:
