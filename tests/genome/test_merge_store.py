@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -222,6 +223,44 @@ class TestFiles:
             path.write_bytes(content)
             assert equal(line.state(child), state)
             assert path.read_bytes() == whole
+
+    @pytest.mark.parametrize("where", [-1, -4000, "merge", "digest"])
+    def test_changed_numbers_are_noticed_at_first_use(self, line: Line, where: int | str) -> None:
+        """What a power cut leaves of a file that was never synced, or another merge's file."""
+        child = line.child(*line.experts[:2])
+        state = line.state(child)
+        (path,) = line.folder.iterdir()
+        whole = path.read_bytes()
+        broken = bytearray(whole)
+        at = where if isinstance(where, int) else whole.index(where.encode()) + len(where) + 8
+        broken[at] ^= 1
+        path.write_bytes(broken)
+        line.open(10**9)
+        if where == "digest":
+            assert (
+                line.store.digest(*child.merges)
+                == whole.decode("latin1").split('"digest":"')[1].split('"')[0]
+            )
+        assert equal(line.state(child), state)
+        assert path.read_bytes() == whole
+
+    def test_a_file_is_verified_once(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        child = line.child(*line.experts[:2])
+        state = line.state(child)
+        read = list[str]()
+        real = hashlib.file_digest
+
+        def noting(file: Any, algorithm: str) -> Any:
+            read.append(file.name)
+            return real(file, algorithm)
+
+        monkeypatch.setattr(hashlib, "file_digest", noting)
+        assert equal(line.state(child), state)
+        assert not read  # this store has made it
+        line.open(10**9)
+        for _ in range(3):
+            assert equal(line.state(child), state)
+        assert len(read) == 1
 
     def test_debris_goes_and_the_rest_stays(self, line: Line) -> None:
         child = line.child(*line.experts[:2])

@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cqd_hub.errors import RunError
+from cqd_hub.files import signature
+from cqd_hub.genome.finite import is_finite, overflow
 from cqd_hub.genome.merge.methods import find_method
 from cqd_hub.genome.merge.record import Merge
 from cqd_hub.genome.stream import tensor_file
@@ -50,7 +52,8 @@ class MergeStore:
     """Keeps merges as ``<id>.safetensors``: slot name → tensor in the base's dtype.
 
     A merge that is not there is made, its parents first, theirs before them, and so on. Only one is
-    made at a time, slot by slot: what it takes is a slot of both parents in fp32. Methods for all
+    made at a time, slot by slot: what it takes is a slot of both parents in fp32. A file that
+    somebody else has written is compared with its digest before its first use. Methods for all
     threads.
 
     Args:
@@ -77,6 +80,7 @@ class MergeStore:
         self._held: Counter[str] = Counter()
         self._needed: frozenset[str] | None = None
         self._own: set[str] = set()
+        self._verified: dict[str, list[int]] = {}
         self._short = False
         self._parents: dict[str, tuple[Merge, ...]] = {}
         self.seconds = 0.0  # spent on making merges
@@ -117,7 +121,7 @@ class MergeStore:
         """Make what is not there.
 
         Raises:
-            UserError: A method cannot merge these parents.
+            UserError: A method cannot merge these parents, or not within the base's dtype.
             RunError: A merge made again differs from the one recorded, or the disk is failing.
         """
         with self._making:
@@ -165,14 +169,21 @@ class MergeStore:
     # Inside.
 
     def _read(self, merge: Merge, part: Callable[[Any], _Part]) -> _Part:
+        path = self._path(merge)
         while True:
             try:
-                with safe_open(self._path(merge), framework="pt") as opened:
+                seen = signature(path)
+                if self._verified.get(merge.id) != seen:
+                    _verify(path, merge)
+                    self._verified[merge.id] = seen
+                with safe_open(path, framework="pt") as opened:
                     return part(opened)
             except FileNotFoundError:
                 self.ensure([merge])
-            except SafetensorError:  # damaged: not by us, they appear whole
-                self._path(merge).unlink(missing_ok=True)
+            except (SafetensorError, ValueError):  # damaged: not by us, they appear whole
+                with self._making, suppress(FileNotFoundError):
+                    if signature(path) == seen:
+                        path.unlink()
 
     def _attached(self) -> Source:
         if self._source is None:  # all was there, and another process has cleared it meanwhile
@@ -239,11 +250,15 @@ class MergeStore:
                             name=slot.name,
                         )
                     merged = merged.to("cpu", base.dtype).contiguous()
+                    if not is_finite(merged):
+                        raise overflow(slot.name, base.dtype, of=f"merge {merge.id[:12]}")
                     digest.update(merged.reshape(-1).view(torch.uint8).numpy().data)
                     add(slot.name, merged)
                 metadata["digest"] = digest.hexdigest()
             self._compare(merge, metadata["digest"])
             os.replace(place, self._path(merge))
+            with suppress(FileNotFoundError):
+                self._verified[merge.id] = signature(self._path(merge))
         except OSError as error:
             raise self._failure(error) from error
         finally:
@@ -292,6 +307,21 @@ class MergeStore:
                 path.unlink(missing_ok=True)
                 self._short |= is_needed
                 total -= size
+
+
+def _verify(path: Path, merge: Merge) -> None:
+    """Compare a file's numbers with the digest that it has itself.
+
+    Raises:
+        SafetensorError, ValueError: It is damaged.
+    """
+    with safe_open(path, framework="pt") as opened:
+        described = opened.metadata() or {}
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # tensors lie there one by one
+    if (described.get("merge"), described.get("digest")) != (merge.text, digest):
+        raise ValueError(f"{path} is damaged")
 
 
 @contextmanager
