@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,7 +30,45 @@ CODES = {
 }
 _ENTRY = 160  # most bytes of a header entry beside its name, for up to four dimensions
 
-Add = Callable[[str, torch.Tensor], None]
+
+class Extent(NamedTuple):
+    """A tensor in a safetensors file, to be copied as it lies, whatever its dtype.
+
+    Args:
+        file: Where it is.
+        dtype: The format's name of it.
+        shape: As in the header.
+        begin: First byte.
+        end: Behind the last byte.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return self.end - self.begin
+
+
+def extents(file: Path) -> dict[str, Extent]:
+    """Where the tensors of a safetensors file lie, by name. The file is a valid one."""
+    with file.open("rb") as opened:
+        start = 8 + (length := int.from_bytes(opened.read(8), "little"))
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: Extent(
+            file, entry["dtype"], tuple(entry["shape"]), *(start + o for o in entry["data_offsets"])
+        )
+        for name, entry in header.items()
+    }
+
+
+Add = Callable[[str, torch.Tensor | Extent], None]
 
 
 def return_memory() -> None:
@@ -68,16 +106,23 @@ def tensor_file(
     with temporary.open("wb") as file:
         file.seek(8 + room)
 
-        def add(name: str, tensor: torch.Tensor) -> None:
+        def add(name: str, tensor: torch.Tensor | Extent) -> None:
             begin = file.tell() - 8 - room
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            file.write(flat.numpy().data)
+            if isinstance(tensor, Extent):
+                dtype = tensor.dtype
+                for part in _parts(tensor):
+                    file.write(part)
+            else:
+                dtype = CODES[tensor.dtype]
+                flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                file.write(flat.numpy().data)
+            end = file.tell() - 8 - room
             header[name] = {
-                "dtype": CODES[tensor.dtype],
+                "dtype": dtype,
                 "shape": list(tensor.shape),
-                "data_offsets": [begin, begin + flat.numel()],
+                "data_offsets": [begin, end],
             }
-            if flat.numel() > 1 << 20:
+            if end - begin > 1 << 20:
                 return_memory()
 
         yield add
@@ -91,3 +136,14 @@ def tensor_file(
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _parts(extent: Extent) -> Iterator[bytes]:
+    """Its bytes, a few megabytes at a time."""
+    with extent.file.open("rb") as opened:
+        opened.seek(extent.begin)
+        while missing := extent.end - opened.tell():
+            part = opened.read(min(missing, 1 << 22))
+            if not part:
+                raise OSError(f"{extent.file} is cut short")
+            yield part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from cqd_hub.genome.merge.store import MergeStore
 from tests.genome.families import adapt, fine_tune, make_model
 from tests.genome.run_mergekit import merged
 from tests.genome.test_vocabulary import grown
-from tests.genome.tiny_models import basis_of, load
+from tests.genome.tiny_models import basis_of, edit_json, edit_tensors, load
 
 
 def parents_of(basis: Basis) -> list[Genome]:
@@ -210,3 +211,60 @@ def test_tokenizer_and_chat_template_of_a_grown_vocabulary(tmp_path: Path) -> No
     assert load(out).config.vocab_size == 65
     assert (out / "LICENSE").read_text() == "free"
     assert not (out / "vocab.txt").exists()
+
+
+def test_only_the_bases_own_vocabulary_grows_in_the_config(tmp_path: Path) -> None:
+    base = make_model("llama", tmp_path / "base")
+    expert = grown(base, tmp_path / "one", ["<a>"], seed=1)
+    inner: dict[str, Any] = {
+        "text_config": {"vocab_size": 64},
+        "codec": {"vocab_size": 8, "deep": {"x": 64}},
+    }
+    edit_json(base / "config.json", parts=inner)
+    basis = basis_of(base, [expert], tmp_path / "cache")
+    genome = Genome.of_expert(basis.hash, basis.layout, 0)
+    export_checkpoint(genome, Materialiser(basis), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vocab_size"] == 65
+    assert config["parts"]["text_config"] == {"vocab_size": 65}
+    assert config["parts"]["codec"] == inner["codec"]
+
+
+@pytest.mark.parametrize("change", ["parents", "how"])
+def test_what_another_crossover_left_is_not_taken(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Of the same child, killed while the second parent was written."""
+    made = family()
+    basis = basis_of(made.base, made.lora[:2], tmp_path / "cache")
+    materialiser = Materialiser(basis)
+    parents = parents_of(basis)
+    shares = np.full((2, len(basis.layout.slots)), 0.5)
+    child = crossover(parents, shares, basis)
+
+    def export(parents: Sequence[Genome], shares: np.ndarray) -> None:
+        export_crossover(child, parents, shares, materialiser, tmp_path / "out")
+
+    real, seen = Materialiser.weight, list[Genome]()
+
+    def stopped(materialiser: Materialiser, genome: Genome, slot: int, **options: Any) -> Any:
+        if genome is parents[1]:
+            raise KeyboardInterrupt
+        seen.append(genome)
+        return real(materialiser, genome, slot, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Materialiser, "weight", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            export(parents, shares)
+    first = tmp_path / ".out.partial" / "parent-1" / "model.safetensors"
+    edit_tensors(first, lambda tensors: {n: torch.zeros_like(t) for n, t in tensors.items()})
+    if change == "parents":
+        parents = parents[::-1]
+    else:
+        shares = shares * np.float64(0.5)
+    export(parents, shares)
+    folder = tmp_path / "out" / "parent-1"
+    expected = materialiser.state(parents[0])
+    state = load(folder).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())

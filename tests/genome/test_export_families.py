@@ -29,7 +29,7 @@ from cqd_hub.genome.export.peft import Site, lora_config, lora_tensors
 from cqd_hub.genome.models.experts import LowRank
 from tests.genome.families import adapt, fine_tune, make_model
 from tests.genome.run_mergekit import merged
-from tests.genome.tiny_models import basis_of, load
+from tests.genome.tiny_models import basis_of, edit_tensors, load
 
 PROMPT = torch.arange(2, 30)[None]
 # What PEFT's LoRA has no exact place for: biases of experts, attention sinks, grouped convolutions.
@@ -184,6 +184,34 @@ def test_buffers_and_copies_of_tied_weights_are_kept(tmp_path: Path) -> None:
     assert not torch.equal(written["lm_head.weight"], tensors["lm_head.weight"])
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
+
+
+def test_buffers_of_any_dtype_are_copied_as_they_lie(tmp_path: Path) -> None:
+    """Also those that torch itself cannot read; odd sizes between wide numbers."""
+    base = make_model("llama", tmp_path / "base")
+    full = fine_tune(base, tmp_path / "full", seed=1, dtype=torch.float32)
+    extra = {
+        "half": torch.arange(5).to(torch.uint16),
+        "whole": torch.arange(3).to(torch.uint32),
+        "long": torch.tensor([1, -1, 1 << 62]).to(torch.uint64),
+        "odd": torch.arange(3, dtype=torch.uint8),
+        "none": torch.zeros(0, 4, dtype=torch.uint16),
+        "masked": torch.full((2,), -float("inf"), dtype=torch.complex64),
+    }
+    for folder in (base, full):
+        edit_tensors(folder / "model.safetensors", lambda tensors: tensors | extra)
+    basis = basis_of(base, [full], tmp_path / "cache")
+    genome = Genome.of_expert(basis.hash, basis.layout, 0)
+    for dtype in (None, "bfloat16"):
+        size = export_checkpoint(genome, Materialiser(basis), tmp_path / f"{dtype}", dtype=dtype)
+        written = stored(tmp_path / f"{dtype}")
+        assert size == sum(tensor.nbytes for tensor in written.values())
+        for name, tensor in extra.items():
+            assert written[name].dtype == tensor.dtype
+            assert torch.equal(written[name], tensor)
+        for name, tensor in stored(full).items():
+            kind = getattr(torch, dtype) if dtype and name not in extra else tensor.dtype
+            assert torch.equal(written[name], tensor.to(kind)), name
 
 
 def test_an_unknown_architecture_keeps_its_names(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,12 +13,13 @@ import torch
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.genome.basis import Basis
 from cqd_hub.genome.export.output import output_folder
+from cqd_hub.genome.finite import is_finite, overflow
 from cqd_hub.genome.genome import Genome
 from cqd_hub.genome.layout import Slot
 from cqd_hub.genome.materialise import Materialiser
 from cqd_hub.genome.models.checkpoint import Checkpoint, read_json
 from cqd_hub.genome.models.experts import Base
-from cqd_hub.genome.stream import CODES, Add, tensor_file
+from cqd_hub.genome.stream import CODES, Add, Extent, extents, tensor_file
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Weights = Callable[[int, torch.dtype], torch.Tensor]  # slot number, dtype → its weights
@@ -39,17 +40,31 @@ _DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 class Part(NamedTuple):
-    """One stored tensor of an export: put together from *slots*, or the base's own if empty."""
+    """One stored tensor of an export: put together from *slots*, or the base's own as it lies.
+
+    Args:
+        name: The tensor's.
+        shape: Its shape.
+        slots: Their numbers; none where *dtype* is the place of the base's own.
+        dtype: What the slots are written in.
+    """
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
     slots: tuple[int, ...]
+    dtype: torch.dtype | Extent
 
     @property
     def bytes(self) -> int:
         """Its size on disk."""
+        if isinstance(self.dtype, Extent):
+            return self.dtype.bytes
         return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return self.bytes // max(1, torch.Size(self.shape).numel())
 
 
 def export_checkpoint(
@@ -74,7 +89,8 @@ def export_checkpoint(
         Bytes of weights.
 
     Raises:
-        UserError: *out* exists or is not writable; *shard_size* is not a size.
+        UserError: *out* exists or is not writable; *shard_size* is not a size; a weight is beyond
+            what *dtype* can hold.
         RunError: Not enough space. Nothing is left behind.
     """
     model = ModelFiles(materialiser.basis, dtype=dtype, shard_size=shard_size)
@@ -136,6 +152,7 @@ class ModelFiles:
             weight: Makes one slot's weights.
 
         Raises:
+            UserError: A weight is beyond what the dtype can hold.
             RunError: The tensors written are not those the base stores.
         """
         places: dict[str, str] = {}
@@ -145,7 +162,7 @@ class ModelFiles:
                 file = f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
             if not (folder / file).exists():
                 with tensor_file(folder / file, [part.name for part in parts]) as add:
-                    for part in sorted(parts, key=lambda part: -part.dtype.itemsize):
+                    for part in sorted(parts, key=lambda part: -part.itemsize):
                         self._add(add, weight, part)
             places |= dict.fromkeys((part.name for part in parts), file)
         if len(self._shards) > 1:
@@ -155,18 +172,20 @@ class ModelFiles:
         config = base.checkpoint.config
         if self._dtype:
             config = _with_dtype(config, self._dtype)
-        _write_json(folder / "config.json", _with_rows(config, _vocabulary_rows(base)))
+        _write_json(folder / "config.json", _with_rows(config, *_vocabulary_rows(base)))
         copy_companions(base, folder)
         self._compare(folder)
 
     def _add(self, add: Add, weight: Weights, part: Part) -> None:
-        if not part.slots:
-            add(part.name, self._basis.base.checkpoint.tensor(part.name))
+        if isinstance(part.dtype, Extent):
+            add(part.name, part.dtype)
             return
         out = torch.empty(part.shape, dtype=part.dtype)
         stack = out if _stacked(self._basis, part) else out[None]
         for index, matrix in zip(part.slots, stack, strict=True):
             matrix.copy_(weight(index, part.dtype).reshape(matrix.shape))
+        if not is_finite(out):
+            raise overflow(part.name, part.dtype)
         add(part.name, out)
 
     def _compare(self, folder: Path) -> None:
@@ -186,6 +205,11 @@ class ModelFiles:
 def stored_parts(basis: Basis, dtype: Dtype | None = None) -> list[Part]:
     """Every tensor of a checkpoint, by name: slots put together, tied copies, what is no weight."""
     headers = basis.base.checkpoint.headers
+    places = {
+        name: extent
+        for file in basis.base.checkpoint.files
+        for name, extent in extents(file).items()
+    }
     slots: dict[str, list[int]] = {}
     for index, slot in enumerate(basis.layout.slots):
         slots.setdefault(slot.tensor, []).append(index)
@@ -194,11 +218,12 @@ def stored_parts(basis: Basis, dtype: Dtype | None = None) -> list[Part]:
     parts = []
     for name, header in sorted(headers.items()):
         members = sorted(slots.get(name, []), key=lambda i: basis.layout.slots[i].index or 0)
-        shape, kind = header.shape, _DTYPES[header.dtype]
-        if members:
-            kind = getattr(torch, dtype) if dtype else kind
-            shape = _shape(basis.layout.slots[members[0]], shape)
-        parts.append(Part(name, shape, kind, tuple(members)))
+        if not members:
+            parts.append(Part(name, header.shape, (), places[name]))
+            continue
+        kind = getattr(torch, dtype) if dtype else _DTYPES[header.dtype]
+        shape = _shape(basis.layout.slots[members[0]], header.shape)
+        parts.append(Part(name, shape, tuple(members), kind))
     return parts
 
 
@@ -235,8 +260,12 @@ def _shape(slot: Slot, stored: tuple[int, ...]) -> tuple[int, ...]:
     return stored if whole else (slot.shape[0], *stored[1:])
 
 
-def _vocabulary_rows(base: Base) -> int | None:
-    return base.vocabulary.rows if base.vocabulary else None
+def _vocabulary_rows(base: Base) -> tuple[set[int], int]:
+    """Rows of the base's own vocabulary, and how many they have become."""
+    if base.vocabulary is None:
+        return set(), 0
+    names = {slot.tensor for slot in base.vocabulary_slots}
+    return {base.checkpoint.headers[name].shape[0] for name in names}, base.vocabulary.rows
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -253,14 +282,16 @@ def _names_dtype(value: object) -> bool:
     return isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value)
 
 
-def _with_rows(config: dict[str, Any], rows: int | None) -> dict[str, Any]:
-    if rows is None:
-        return config
+def _with_rows(config: dict[str, Any], own: Collection[int], rows: int) -> dict[str, Any]:
+    """The config, and those inside it, with another number wherever they give the base's *own*.
+
+    A codec's or an image tokenizer's vocabulary beside it is another.
+    """
     return {
         key: rows
-        if key == "vocab_size"
-        else _with_rows(value, rows)
-        if isinstance(value, dict) and "vocab_size" in value
+        if key == "vocab_size" and value in own
+        else _with_rows(value, own, rows)
+        if isinstance(value, dict)
         else value
         for key, value in config.items()
     }

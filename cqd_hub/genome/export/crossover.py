@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,14 @@ def export_crossover(
     rest = Remainder(deltas, out / "mutation", whole.reference)
     files = ModelFiles(basis, dtype="float32")
     new = [(p, place) for p, place in zip(parents, places, strict=True) if place.parent == out]
-    key = {"form": "crossover", "genome": child.hash, "basis": basis.hash, "out_dtype": out_dtype}
+    key = {
+        "form": "crossover",
+        "genome": child.hash,
+        "parents": [parent.hash for parent in parents],
+        "how": how.id if isinstance(how, Merge) else hashlib.sha256(how.tobytes()).hexdigest(),
+        "basis": basis.hash,
+        "out_dtype": out_dtype,
+    }
     needed = whole.bytes + rest.bytes + len(new) * files.bytes
     with output_folder(out, needed=needed, key=key) as folder:
         whole.write(folder / "base")

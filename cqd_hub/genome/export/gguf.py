@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -78,7 +79,7 @@ def export_gguf(
     """
     model = ModelFiles(materialiser.basis, dtype=dtype)
     key = {"form": "gguf", "outtype": outtype, "genome": genome.hash, **model.key}
-    weights = sum(part.bytes // part.dtype.itemsize for part in model.parts)
+    weights = sum(math.prod(part.shape) for part in model.parts)
     needed = model.bytes + int(weights * _WIDTH.get(outtype, 2.0))
     with output_folder(out, needed=needed, key=key) as folder:
         checkpoint = folder / "checkpoint"
