@@ -176,7 +176,12 @@ def _factored(
             progress(f"{place} is damaged; factoring again")
             shutil.rmtree(place)
         partial = _partial(place)
-        _factor_all(base.slots, expert, rank, FactorWriter(partial), progress)
+        writer = FactorWriter(partial)
+        try:
+            _factor_all(base.slots, expert, rank, writer, progress)
+        except UserError:  # at fault are these very files: nobody will carry on from here
+            shutil.rmtree(partial)
+            raise
         partial.rename(place)
     return FactorStore(place)
 
@@ -242,7 +247,6 @@ def _factor_all(
             changed |= _add(slot, expert, rank, writer)
         clock.passed(operations, slot.name)
     if not changed:
-        shutil.rmtree(writer.folder)
         raise UserError("is identical to the base", where=str(expert.path), remedy="leave it out")
     writer.finish()
 
