@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -80,8 +80,11 @@ def pull(
             (folder / "genome.safetensors").write_bytes(data)
             (folder / BESIDE).write_text(describe(published, person, verified), encoding="utf-8")
         return Pulled(person, to, verified, {"bytes": len(data)})
-    rebuilt = rebuild(published, person, genome, hub, places or Places(), note=note)
-    details = _write(published, rebuilt, to, form, places or Places())
+    with ExitStack() as stack:
+        rebuilt = rebuild(
+            published, person, genome, hub, places or Places(), stack=stack, note=note
+        )
+        details = _write(published, rebuilt, to, form, places or Places())
     write_atomic(to / BESIDE, describe(published, person, rebuilt.verified))
     return Pulled(person, to, rebuilt.verified, details)
 
@@ -226,14 +229,14 @@ def _write(
     from cqd_hub.genome import Materialiser
     from cqd_hub.genome.export import export_adapter, export_checkpoint, export_mergekit
 
-    genome, basis = rebuilt.genome, rebuilt.basis
+    genome, basis, merges = rebuilt.genome, rebuilt.basis, rebuilt.merges
     models = published.head.models
     base = None if places.base or models.base.reference is None else parse(models.base.reference)
     if form == "checkpoint":
-        return {"bytes": export_checkpoint(genome, Materialiser(basis), to)}
+        return {"bytes": export_checkpoint(genome, Materialiser(basis, merges=merges), to)}
     if form == "adapter":
         name = base.repo if base else str(basis.base.checkpoint.path)
-        made = export_adapter(genome, basis, to, base_name=name)
+        made = export_adapter(genome, basis, to, base_name=name, merges=merges)
         return {"bytes": made.bytes, "rank": made.rank, "relative_error": made.relative_error}
     by_hash = {model.sha256: model.reference for model in models.experts.values()}
     experts = [by_hash[sha256] for sha256 in published.layout.experts]
@@ -246,6 +249,7 @@ def _write(
         out_dtype=_dtype(basis.base.checkpoint.config),
         base=_at(base) if whole and base else None,
         experts=named if whole else None,
+        merges=merges,
     )
     return {}
 

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 from cqd_hub.errors import CqdHubError, UserError
 from cqd_hub.hub.client import Hub, HubAway
 from cqd_hub.hub.reference import Reference, parse
+from cqd_hub.publish.merging import made_again
 from cqd_hub.publish.published import JSON_LIMIT, Model, Person, Published, check_format, read_json
 from cqd_hub.publish.source import Source
 from cqd_hub.publish.verify import check_fingerprint
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from cqd_hub.genome import Basis, Genome
+    from cqd_hub.genome.merge.store import MergeStore
     from cqd_hub.genome.store import FactorStore
 
 _FACTORS = re.compile(r"factors-\d{5}\.safetensors")
@@ -46,11 +50,13 @@ class Rebuilt:
         genome: In the basis that is here.
         basis: Of the archive's models.
         verified: How it is known to be the published one: ``basis`` or ``fingerprint``.
+        merges: Holds the merges that it weighs.
     """
 
     genome: Genome
     basis: Basis
     verified: str
+    merges: MergeStore | None = None
 
 
 def rebuild(
@@ -60,6 +66,7 @@ def rebuild(
     hub: Hub,
     places: Places,
     *,
+    stack: ExitStack,
     note: Callable[[str], None],
 ) -> Rebuilt:
     """Open the models, take or make the basis, and check that the individual is the published one.
@@ -68,23 +75,24 @@ def rebuild(
     differ in what a singular value decomposition leaves open: then the fingerprint of the elite's
     own repository decides, and without one the individual is refused.
 
+    What it takes lasts as long as *stack*.
+
     Raises:
         UserError: A model is missing or another one, or the individual is not the published one.
         RunError: A file is damaged, or the disk is full.
     """
-    if genome.merges:
-        raise UserError(
-            "weighs merges, which are not rebuilt from an archive",
-            where=f"{published}: individual {person.id}",
-            remedy="take its published files with --published, or --form genome",
-        )
     basis = _open_basis(published, hub, places, note)
     elite = find_elite(published, person, hub, note=note)
     if basis.hash == genome.basis:
+        merges = stack.enter_context(made_again(published, person, genome, basis))
+        verified = "basis" if merges is None else "basis, with its merges made again"
         if elite is not None:
-            check_fingerprint(genome, basis, elite[1].get("fingerprint"), where=str(elite[0]))
-        return Rebuilt(genome, basis, "basis" if elite is None else "basis and fingerprint")
-    if elite is None or basis.layout != published.layout:
+            check_fingerprint(
+                genome, basis, elite[1].get("fingerprint"), where=str(elite[0]), merges=merges
+            )
+            verified += " and fingerprint"
+        return Rebuilt(genome, basis, verified, merges)
+    if elite is None or basis.layout != published.layout or genome.merges:
         raise UserError(
             "the factors made here are not those that its genome scales, and no published model "
             "tells whether that matters",
