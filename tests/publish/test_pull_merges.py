@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from tests.publish.pulling import RECIPE, world
 
 
+@pytest.mark.slow
 def test_a_merged_child_is_made_again(tmp_path: Path) -> None:
     with world(tmp_path) as there:
         recipe = RECIPE.replace("name: small", "name: merged")
@@ -17,7 +19,7 @@ def test_a_merged_child_is_made_again(tmp_path: Path) -> None:
         for command in (
             ("evolve", "merged.yaml", "--out", "run", "-q"),
             ("push", "run", "--to", "ann/merged", "--elites", "none", "-q"),
-            ("export", "run", "5", "--to", "truth", "-q"),
+            ("export", "run", "5", "--to", "truth"),
         ):
             done = there.cli(*command, machine="origin")
             assert done.code == 0, done.err
