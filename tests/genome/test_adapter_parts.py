@@ -125,7 +125,11 @@ def test_config_without_rank(adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     assert "no r" in refused(base_of("llama"), adapter).what
     (adapter / "adapter_config.json").write_text("[]")
-    assert "names no peft_type" in refused(base_of("llama"), adapter).what
+    assert "is no JSON object" in refused(base_of("llama"), adapter).what
+    for key, value in (("lora_alpha", float("nan")), ("r", float("inf"))):
+        broken = config | {"r": 4, "lora_alpha": 4, key: value}
+        (adapter / "adapter_config.json").write_text(json.dumps(broken))
+        assert f"{key} is {value}" in refused(base_of("llama"), adapter).what
     (adapter / "adapter_config.json").unlink()
     assert "adapter_config.json is missing" in refused(base_of("llama"), adapter).what
 

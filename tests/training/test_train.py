@@ -214,7 +214,7 @@ def test_a_bad_recipe_is_one_line_and_writes_nothing(
 def test_a_base_that_is_nowhere_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     recipe = write(home, "nowhere.yaml", base="models/bass")
-    with pytest.raises(UserError, match="base models/bass: is not in the cache.*no folder"):
+    with pytest.raises(UserError, match=r"base models/bass: is not in the cache.*no folder"):
         train(recipe, out=home / "nowhere")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -329,6 +330,8 @@ class _Reader:
                 break
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._bad_config(f"{key} is {value!r}, not a number" if key in config else f"no {key}")
+        if not math.isfinite(value):
+            self._bad_config(f"{key} is {value}")
         return value
 
     def _bad_config(self, what: str) -> NoReturn:
