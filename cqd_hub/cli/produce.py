@@ -72,7 +72,7 @@ def evolve(
     changes += [f"seed={seed}"] if seed is not None else []
     loaded = load_yaml(path, Recipe, changes)
     folder = out or Path("runs") / loaded.name
-    from cqd_hub.publish.seeds import find_seeds
+    from cqd_hub.pull.seeds import find_seeds
     from cqd_hub.report import build_report, results_table
     from cqd_hub.run.evolve import evolve as run
     from cqd_hub.run.progress import Stopped

@@ -15,7 +15,7 @@ from cqd_hub.cli.options import JsonOption, QuietOption
 from cqd_hub.errors import UserError
 
 if TYPE_CHECKING:
-    from cqd_hub.publish.published import Published
+    from cqd_hub.pull.published import Published
 
 
 def pull(
@@ -85,8 +85,8 @@ def pull(
         cqd-hub pull me/quickstart --recipe --to again
     """
     from cqd_hub.hub.client import Hub
-    from cqd_hub.publish.published import Published, clean
-    from cqd_hub.publish.select import find
+    from cqd_hub.pull.published import Published, clean
+    from cqd_hub.pull.select import find
 
     def note(line: str) -> None:
         if not quiet:
@@ -102,9 +102,9 @@ def pull(
     if who is None and best is None:
         _list(opened, where or [], as_json=as_json)
         return
-    from cqd_hub.publish.pull import pull as take
-    from cqd_hub.publish.pull import pull_published
-    from cqd_hub.publish.rebuild import Places
+    from cqd_hub.pull.individual import pull as take
+    from cqd_hub.pull.individual import pull_published
+    from cqd_hub.pull.rebuild import Places
 
     person = find(who, opened, best=best, where=where or [])
     note(f"{clean(person.name)} ({clean(person.role)}, id {person.id}) of {opened}")
@@ -134,9 +134,9 @@ def pull(
 def _recipe(
     opened: Published, to: Path | None, trust: list[str], *, note: Any, as_json: bool
 ) -> None:
-    from cqd_hub.publish.published import clean
-    from cqd_hub.publish.pull import pull_recipe
-    from cqd_hub.publish.trust import CodeFound
+    from cqd_hub.pull.individual import pull_recipe
+    from cqd_hub.pull.published import clean
+    from cqd_hub.pull.trust import CodeFound
 
     target = to or Path(f"{opened.source.repo.partition('/')[2]}-recipe")
     try:
@@ -158,8 +158,8 @@ def _expert(text: str) -> tuple[str, Path]:
 
 
 def _list(opened: Published, where: list[str], *, as_json: bool) -> None:
-    from cqd_hub.publish.published import clean
-    from cqd_hub.publish.pull import elites_table
+    from cqd_hub.pull.individual import elites_table
+    from cqd_hub.pull.published import clean
 
     rows = elites_table(opened, where)
     if as_json:

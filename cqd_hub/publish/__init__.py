@@ -1,1 +1,1 @@
-"""What of a run goes to the Hub, and how it comes back. No torch unless weights are built."""
+"""What of a run goes to the Hub. No torch unless weights are built."""

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load, save
 
-from cqd_hub.publish import source
-from cqd_hub.publish.trust import CodeFound, check_tasks
-from tests.publish.pulling import ARCHIVE, Result, World, with_values, world
+from cqd_hub.pull import source
+from cqd_hub.pull.trust import CodeFound, check_tasks
+from tests.pull.world import ARCHIVE, Result, World, with_values, world
 
 Edit = Callable[[World], None]
 
@@ -341,7 +341,7 @@ def test_too_large(there: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cqd_hub.publish import parquet
+    from cqd_hub.pull import parquet
 
     target = io.BytesIO()
     pq.write_table(pa.table({"id": list(range(1000))}), target)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.publish.pulling import RECIPE, world
+from tests.pull.world import RECIPE, world
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 from cqd_hub.errors import UserError
 from cqd_hub.hub.client import Hub
 from cqd_hub.hub.reference import parse
-from cqd_hub.publish.published import Published
+from cqd_hub.pull.published import Published
 from cqd_hub.run.directory import read_manifest
 from cqd_hub.run.seeds import Seed, Seeds, load_seeds, seeds_of_run
 

@@ -19,8 +19,8 @@ from cqd_hub.genome import Genome, Layout
 from cqd_hub.genome.transfer import check_genome, layout_of_json
 from cqd_hub.hub.client import Hub
 from cqd_hub.hub.reference import parse
-from cqd_hub.publish.parquet import read_rows
-from cqd_hub.publish.source import Source
+from cqd_hub.pull.parquet import read_rows
+from cqd_hub.pull.source import Source
 from cqd_hub.recipe.schema import Name
 
 FORMAT = 1

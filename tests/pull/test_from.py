@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cqd_hub import assets
-from tests.publish.pulling import ARCHIVE, RECIPE, World, run_folder, world
+from tests.pull.world import ARCHIVE, RECIPE, World, run_folder, world
 
 MODELS = assets.folder("recipes") / "quickstart" / "models"
 WIDER = RECIPE.replace("db: ann/db}", "db: ann/db, more: ann/more}").replace("small", "wider")

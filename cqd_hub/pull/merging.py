@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cqd_hub.errors import CqdHubError, UserError
-from cqd_hub.publish.published import Person, Published
+from cqd_hub.pull.published import Person, Published
 
 if TYPE_CHECKING:
     from cqd_hub.genome import Basis, Genome

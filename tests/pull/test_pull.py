@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from cqd_hub import assets
 from cqd_hub.errors import UserError
 from cqd_hub.genome import Genome
-from cqd_hub.publish.select import parse_condition
-from tests.publish.pulling import ARCHIVE, World, run_folder, with_values, world
+from cqd_hub.pull.select import parse_condition
+from tests.pull.world import ARCHIVE, World, run_folder, with_values, world
 
 MODELS = assets.folder("recipes") / "quickstart" / "models"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from cqd_hub.errors import UserError
-from cqd_hub.publish.published import Elite, Person, Published, clean
+from cqd_hub.pull.published import Elite, Person, Published, clean
 
 _CONDITION = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9_.-]*)\s*(>=|<=|==|!=|>|<|=)\s*(\S+)\s*")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")

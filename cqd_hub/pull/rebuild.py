@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from cqd_hub.errors import CqdHubError, UserError
 from cqd_hub.hub.client import Hub, HubAway
 from cqd_hub.hub.reference import Reference, parse
-from cqd_hub.publish.merging import made_again
-from cqd_hub.publish.published import JSON_LIMIT, Model, Person, Published, check_format, read_json
-from cqd_hub.publish.source import Source
-from cqd_hub.publish.verify import check_fingerprint
+from cqd_hub.pull.merging import made_again
+from cqd_hub.pull.published import JSON_LIMIT, Model, Person, Published, check_format, read_json
+from cqd_hub.pull.source import Source
+from cqd_hub.pull.verify import check_fingerprint
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

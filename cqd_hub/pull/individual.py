@@ -18,10 +18,10 @@ from cqd_hub.errors import RunError, UserError
 from cqd_hub.files import new_folder, sha256_of, write_atomic
 from cqd_hub.hub.client import Hub
 from cqd_hub.hub.reference import Reference, parse
-from cqd_hub.publish.published import Person, Published
-from cqd_hub.publish.rebuild import Places, Rebuilt, describe, find_elite, rebuild
-from cqd_hub.publish.source import check_room
-from cqd_hub.publish.trust import check_tasks
+from cqd_hub.pull.published import Person, Published
+from cqd_hub.pull.rebuild import Places, Rebuilt, describe, find_elite, rebuild
+from cqd_hub.pull.source import check_room
+from cqd_hub.pull.trust import check_tasks
 from cqd_hub.recipe import Recipe
 
 Form = Literal["genome", "adapter", "checkpoint", "mergekit"]
@@ -285,9 +285,9 @@ def elites_table(published: Published, where: Sequence[str] = ()) -> list[dict[s
     """The latest elites as records: archive, cell, id, scores on the optimisation samples, size.
 
     Args:
-        where: Conditions, see `cqd_hub.publish.select`.
+        where: Conditions, see `cqd_hub.pull.select`.
     """
-    from cqd_hub.publish.select import parse_condition, select
+    from cqd_hub.pull.select import parse_condition, select
 
     head = published.head
     conditions = [parse_condition(text, head.skills) for text in where]
