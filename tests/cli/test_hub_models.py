@@ -108,6 +108,7 @@ def changed(folder: Path, target: Path, tensors: Mapping[str, torch.Tensor]) -> 
 
 
 class TestEvolve:
+    @pytest.mark.slow
     def test_pinned_resumed_and_alone(self, world: World, tmp_path: Path) -> None:
         """One run: begun with a Hub, carried on after a branch moved, then without the Hub."""
         hub, out, token = world.hub, tmp_path / "run", world.hub.token("ann")
@@ -151,6 +152,7 @@ class TestEvolve:
             assert not path.is_file() or token.encode() not in path.read_bytes()
         assert token not in begun.stdout + begun.stderr + moved.stderr
 
+    @pytest.mark.slow
     def test_damaged_and_cut_downloads(self, world: World, tmp_path: Path) -> None:
         world.hub.fault("corrupt", r"ann/coding/.*model.safetensors", method="GET", nth=2)
         world.hub.fault("truncate", r"ann/os-lora/.*model.safetensors", method="GET", nth=2)

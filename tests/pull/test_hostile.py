@@ -19,6 +19,8 @@ from cqd_hub.pull import source
 from cqd_hub.pull.trust import CodeFound, check_tasks
 from tests.pull.world import ARCHIVE, Result, World, with_values, world
 
+pytestmark = pytest.mark.slow  # a process of its own for every archive
+
 Edit = Callable[[World], None]
 
 
