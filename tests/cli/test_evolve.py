@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Cli
 
@@ -337,8 +338,9 @@ class TestRefusals:
 
     def test_changed_expert(self, recipe: Path, copied: Path, tmp_path: Path, cli: Cli) -> None:
         assert cli("evolve", recipe, "--out", tmp_path / "run", "-q", "--children", 0).code == 0
-        data = (copied / "os" / "model.safetensors").read_bytes()
-        (copied / "db" / "model.safetensors").write_bytes(data)
+        weights = copied / "db" / "model.safetensors"
+        moved = {name: tensor * 1.01 for name, tensor in load_file(weights).items()}
+        save_file(moved, weights, metadata={"format": "pt"})
         result = cli("evolve", recipe, "--out", tmp_path / "run", "-q", "--children", 0)
         assert result.code == 2
         assert "models.experts.db.sha256" in result.err
