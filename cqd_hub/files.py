@@ -71,10 +71,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def size_text(count: float) -> str:
-    """A number of bytes for people: ``512 bytes``, ``0.05 MB``, ``12.50 MB``, ``1.25 GB``."""
-    if count < 10_000:
-        return f"{count:.0f} bytes"
+def size_text(count: int) -> str:
+    """A number of bytes for people: ``0.05 MB``, ``12.50 MB``, ``1.25 GB``."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 

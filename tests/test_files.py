@@ -97,4 +97,4 @@ def test_shipped_files_are_found() -> None:
 
 def test_sizes_say_something_however_small() -> None:
     sizes = [size_text(count) for count in (0, 51_200, 12_345_678, 999_000_000, 1_250_000_000)]
-    assert sizes == ["0 bytes", "0.05 MB", "12.35 MB", "999.00 MB", "1.25 GB"]
+    assert sizes == ["0.00 MB", "0.05 MB", "12.35 MB", "999.00 MB", "1.25 GB"]

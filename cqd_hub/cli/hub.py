@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cqd_hub.cli.options import JsonOption, QuietOption, RunArgument
-from cqd_hub.files import size_text
 
 if TYPE_CHECKING:
     from cqd_hub.publish.push import Part, Pushed
@@ -117,5 +116,5 @@ def _line(label: str, part: Part, *, dry_run: bool) -> str:
         state = "as it is"
     else:
         about = "about " if not part.files else f"{part.files} files, "
-        state = f"{'would get ' if dry_run else ''}{about}{size_text(part.bytes)}"
+        state = f"{'would get ' if dry_run else ''}{about}{part.bytes / 1e6:.2f} MB"
     return f"{label:<10}  {place}  {state}"

@@ -24,7 +24,6 @@ from huggingface_hub.utils import tqdm
 
 from cqd_hub import __version__
 from cqd_hub.errors import RunError, UserError
-from cqd_hub.files import size_text
 from cqd_hub.hub.client import LIBRARY, Hub
 from cqd_hub.hub.headers import stand_in, workspace
 from cqd_hub.hub.licences import Licence, base_models, read_card, read_licence
@@ -130,7 +129,7 @@ class _Repository:
 
     def get_weights(self) -> None:
         if self.missing:
-            self._hub.note(f"{self.listing.repo}: downloading {size_text(self.missing_bytes)}")
+            self._hub.note(f"{self.listing.repo}: downloading {_size(self.missing_bytes)}")
         for name in self.missing:
             self._get(name)
 
@@ -239,7 +238,7 @@ def _check_room(repositories: Sequence[_Repository]) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"the models need {size_text(needed)} more, {size_text(free)} are free",
+            f"the models need {_size(needed)} more, {_size(free)} are free",
             where=str(place),
             remedy="free some space, or set HF_HOME to a folder on another disk",
         )
@@ -279,7 +278,11 @@ def _progress(note: Callable[[str], None], what: str) -> type[tqdm]:
             self._bytes += int(n or 0)
             if time.monotonic() - self._told > _TELL_EVERY:
                 self._told = time.monotonic()
-                note(f"{what}: {size_text(self._bytes)} of {size_text(self._all)}")
+                note(f"{what}: {_size(self._bytes)} of {_size(self._all)}")
             return None
 
     return Told
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cqd_hub.errors import CqdHubError, RunError, UserError
-from cqd_hub.files import cache_folder, size_text
+from cqd_hub.files import cache_folder
 from cqd_hub.hub.client import Hub, HubAway
 from cqd_hub.hub.commit import Change, Committed, Head, Kind, commit, same, size_of
 from cqd_hub.publish import owner
@@ -250,7 +250,7 @@ class _Push:
             owner.ensure(self._hub, repo, kind)
         made: Committed = commit(self._hub, repo, kind, change, mark=self._mark)
         if made.made:
-            self._note(f"{repo}: {made.files} files, {size_text(made.bytes)}")
+            self._note(f"{repo}: {made.files} files, {_size(made.bytes)}")
         if self._options.public:
             owner.make_public(self._hub, repo, kind)
         return Part(repo, kind, made.sha, made.made, made.files, made.bytes)
@@ -360,3 +360,7 @@ def _missing(change: Change | None, head: Head | None) -> list[int]:
         for path, content in change.files.items()
         if content is not None and not (path in there and same(content, there[path]))
     ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

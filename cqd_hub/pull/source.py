@@ -15,7 +15,7 @@ from typing import NamedTuple
 from huggingface_hub import constants
 
 from cqd_hub.errors import RunError, UserError
-from cqd_hub.files import sha256_of, size_text
+from cqd_hub.files import sha256_of
 from cqd_hub.hub.client import Hub
 from cqd_hub.hub.reference import Reference
 
@@ -107,10 +107,10 @@ class Source:
         if entry.size > limit or self._taken > TOTAL:
             most = min(limit, TOTAL)
             raise UserError(
-                f"has {size_text(entry.size)}; of such a file at most {size_text(limit)} are "
-                f"read, of a repository {size_text(TOTAL)}",
+                f"has {_size(entry.size)}; of such a file at most {_size(limit)} are read, of a "
+                f"repository {_size(TOTAL)}",
                 where=where,
-                remedy=f"ask its owner to publish it in parts of up to {size_text(most)}",
+                remedy=f"ask its owner to publish it in parts of up to {_size(most)}",
             )
         place = self._download(path, entry, where, again=False)
         if not _intact(place, entry):
@@ -152,8 +152,8 @@ class Source:
                 raise
             free = shutil.disk_usage(cache).free if cache.exists() else 0
             raise RunError(
-                f"cannot be kept in {cache}: {error.strerror} ({size_text(entry.size)} needed, "
-                f"{size_text(free)} free)",
+                f"cannot be kept in {cache}: {error.strerror} ({_size(entry.size)} needed, "
+                f"{_size(free)} free)",
                 where=where,
                 remedy="free some space, or set HF_HOME to a folder on another disk",
             ) from None
@@ -165,7 +165,7 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed + _ROOM > free:
         raise RunError(
-            f"needs {size_text(needed)}, {size_text(free)} are free",
+            f"needs {_size(needed)}, {_size(free)} are free",
             where=str(folder),
             remedy="free some space or choose a folder on another disk",
         )
@@ -181,3 +181,9 @@ def _intact(place: Path, entry: _Entry) -> bool:
         digest.update(place.read_bytes())
         return digest.hexdigest() == entry.oid
     return False
+
+
+def _size(count: int) -> str:
+    if count >= 1e8:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count} bytes"
