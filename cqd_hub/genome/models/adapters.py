@@ -26,7 +26,7 @@ from cqd_hub.genome.models.adapter_parts import (
     tied_source,
 )
 from cqd_hub.genome.models.checkpoint import Checkpoint
-from cqd_hub.genome.models.experts import Base, FullExpert, LowRank
+from cqd_hub.genome.models.experts import Base, FullExpert, LowRank, finite
 from cqd_hub.genome.models.fold import fold
 
 _PROMPTS = (
@@ -165,7 +165,7 @@ class AdapterExpert:
             return LowRank(_rows(up, slot.shape[0]), down)
         if part.added and not part.saved:
             return self._read(part.added) * part.scaling
-        base = _finite(self.base.weight(slot), slot.name, self.base.checkpoint.path).float()
+        base = finite(self.base.weight(slot), slot.name, self.base.checkpoint.path).float()
         return self.weight(slot).float() - base
 
     def weight(self, slot: Slot) -> torch.Tensor:
@@ -223,7 +223,7 @@ class AdapterExpert:
         return LowRank(up, self._read(part.tokens) - own[rows].float())
 
     def _read(self, name: str, dtype: torch.dtype | None = torch.float32) -> torch.Tensor:
-        tensor = _finite(self.checkpoint.tensor(name), name, self.path)
+        tensor = finite(self.checkpoint.tensor(name), name, self.path)
         return tensor if dtype is None else tensor.to(dtype)
 
     @cached_property
@@ -409,11 +409,3 @@ def _rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     if len(tensor) >= rows:
         return tensor[:rows]
     return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
-
-
-def _finite(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
-    if not torch.isfinite(tensor).all():
-        raise UserError(
-            f"{name} holds NaN or infinity", where=str(path), remedy="save or train it again"
-        )
-    return tensor

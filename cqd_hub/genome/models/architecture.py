@@ -49,7 +49,7 @@ class Architecture:
         self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters()) | {
             name: tensor
             for name, tensor in model.named_buffers()
-            if name in model.state_dict() and tensor.is_floating_point()
+            if name in self._state and tensor.is_floating_point()
         }
         # Parameter → the one it shares its data with.
         self.ties: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})

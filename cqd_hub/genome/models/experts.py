@@ -214,10 +214,7 @@ class FullExpert:
         own, base = self.weight(slot), self.base.weight(slot)
         delta = torch.empty(slot.shape)
         for rows in blocks(slot.shape):  # no more than the result in fp32 at a time
-            delta[rows] = own[rows].float() - base[rows].float()
-        if not torch.isfinite(delta.sum()):  # any NaN or infinity shows in the sum
-            finite(base, slot, self.base.checkpoint.path)
-            finite(own, slot, self.path)
+            delta[rows] = self._minus(own[rows], base[rows], slot)
         return delta
 
     def difference(self, slot: Slot) -> Difference:
@@ -231,13 +228,17 @@ class FullExpert:
             own = self.reader.read(slot, rows) if stored else self.weight(slot)[rows]
             stored = rows.stop <= base_rows
             base = self.base.stored.read(slot, rows) if stored else self.base.weight(slot)[rows]
-            delta = own.float() - base.float()
-            if not torch.isfinite(delta.sum()):
-                finite(base, slot, self.base.checkpoint.path)
-                finite(own, slot, self.path)
-            return delta
+            return self._minus(own, base, slot)
 
         return Difference(slot.shape, part)
+
+    def _minus(self, own: torch.Tensor, base: torch.Tensor, slot: Slot) -> torch.Tensor:
+        """Some rows of the difference in fp32."""
+        delta = own.float() - base.float()
+        if not torch.isfinite(delta.sum()):  # any NaN or infinity shows in the sum
+            finite(base, slot.name, self.base.checkpoint.path)
+            finite(own, slot.name, self.path)
+        return delta
 
     def rows(self, slot: Slot) -> int | None:
         """How many rows it stores of a vocabulary slot."""
@@ -278,10 +279,10 @@ def blocks(shape: tuple[int, ...], elements: int = 1 << 22) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def finite(tensor: torch.Tensor, slot: Slot, path: Path) -> torch.Tensor:
+def finite(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
     """Return *tensor*, or raise a `UserError` if it holds NaN or infinity."""
     if not torch.isfinite(tensor).all():
         raise UserError(
-            f"{slot.name} holds NaN or infinity", where=str(path), remedy="save or train it again"
+            f"{name} holds NaN or infinity", where=str(path), remedy="save or train it again"
         )
     return tensor

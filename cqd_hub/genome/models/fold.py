@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +17,9 @@ from safetensors import SafetensorError
 from cqd_hub.errors import CqdHubError, RunError, UserError
 from cqd_hub.files import new_folder, size_text
 from cqd_hub.genome.models.checkpoint import Checkpoint
-from cqd_hub.genome.models.experts import Base, FullExpert
+from cqd_hub.genome.models.experts import Base, FullExpert, finite
 from cqd_hub.genome.models.slots import Stored
+from cqd_hub.genome.store import exclusive
 
 _MERGE_ELSEWHERE = "merge it where it was trained and give the merged model"
 # How far merging may move the logits: PEFT takes inverses and exponentials of what it merges.
@@ -62,10 +61,13 @@ def fold(
             where=str(adapter.path),
             remedy=f"update peft, or {_MERGE_ELSEWHERE}",
         )
-    _check_finite(adapter)
+    for name in adapter.headers:
+        finite(adapter.tensor(name), name, adapter.path)
     key = f"{base.checkpoint.content_hash} {adapter.content_hash} peft {peft.__version__}"
     folder = cache / "folded" / hashlib.sha256(key.encode()).hexdigest()
-    with _alone(folder):
+    with exclusive(folder):
+        for debris in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
+            shutil.rmtree(debris, ignore_errors=True)
         if not _is_whole(folder):
             _check_room(base, adapter, folder, reason, note)
             _write(_merged(base, adapter), folder)
@@ -75,37 +77,6 @@ def fold(
         origin=adapter.path,
         origin_hash=adapter.content_hash,
     )
-
-
-def _check_finite(adapter: Checkpoint) -> None:
-    for name in adapter.headers:
-        if not torch.isfinite(adapter.tensor(name)).all():
-            raise UserError(
-                f"{name} holds NaN or infinity",
-                where=str(adapter.path),
-                remedy="save or train it again",
-            )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold *folder* for this process, and clear away what a killed one left of it."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.parent / f"{folder.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror}",
-            where=str(folder.parent),
-            remedy="set CQD_HUB_CACHE to a folder you may write to",
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for debris in folder.parent.glob(f".{folder.name}.*"):
-            shutil.rmtree(debris, ignore_errors=True)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _is_whole(folder: Path) -> bool:
