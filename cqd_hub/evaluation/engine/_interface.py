@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Generate:
         temperature: 0 is greedy.
         top_p: Nucleus; only with a temperature.
         seed: Of the draws; the same request gives the same answer.
+        drafts: Token ids that the answer may turn out to be, such as the parents' answers. They
+            never change it, only how soon it is there.
     """
 
     prompt: tuple[int, ...]
@@ -37,6 +39,7 @@ class Generate:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    drafts: tuple[tuple[int, ...], ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Reply:
         finish: ``"stop"``, ``"length"``, or ``"scored"`` for a log-likelihood.
         log_likelihood: Sum over the continuation, in nats.
         greedy: Whether the continuation is what greedy decoding would give.
+        passes: Forward passes that made the answer, the prompt's included.
+        drafted: How many of the tokens were accepted from a draft.
     """
 
     text: str = ""
@@ -67,6 +72,8 @@ class Reply:
     finish: str = ""
     log_likelihood: float = 0.0
     greedy: bool = False
+    passes: int = field(default=0, compare=False)
+    drafted: int = field(default=0, compare=False)
 
 
 class Engine(Protocol):

@@ -1,0 +1,1 @@
+"""Databases for agents: SQLite speaking MySQL, and MariaDB on a private socket."""

@@ -1,0 +1,1 @@
+"""The environments that come with cqd-hub, one folder each."""
