@@ -109,7 +109,7 @@ class Episode(abc.ABC):
         """Judge what stands when the rounds are spent or the model's context is full."""
         return Verdict(0.0, status)
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027
         """Let go of what the episode holds."""
 
 

@@ -123,7 +123,7 @@ class Machines(abc.ABC):
     guarantees: str
 
     @abc.abstractmethod
-    async def start(self, limits: MachineLimits = MachineLimits()) -> Machine:  # noqa: B008
+    async def start(self, limits: MachineLimits = MachineLimits()) -> Machine:
         """A fresh machine of the image, its login shell waiting.
 
         Raises:
