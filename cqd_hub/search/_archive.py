@@ -63,6 +63,14 @@ class Archive(ABC):
             self._elites = None
         return insertion
 
+    def out_of_reach(self, low: np.ndarray, high: np.ndarray) -> bool:
+        """Whether `insert` would reject every (K,) score vector from *low* to *high*.
+
+        Once true it stays true where elites only give way to better ones. An archive that cannot
+        tell says False.
+        """
+        return False
+
     @property
     def elites(self) -> Elites:
         """A snapshot of the elites, ordered by individual id."""

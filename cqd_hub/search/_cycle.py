@@ -94,6 +94,13 @@ class Cycle:
             proposals.append(Proposal(individual, generation, skill, (mother, father)))
         return proposals
 
+    def out_of_reach(self, low: np.ndarray, high: np.ndarray) -> bool:
+        """Whether no archive would keep an individual whose (K,) scores lie from *low* to *high*.
+
+        What grid archives say now holds for good: their elites only give way to better ones.
+        """
+        return all(archive.out_of_reach(low, high) for archive in self._archives)
+
     def tell(self, individual: int, scores: np.ndarray) -> tuple[Insertion, ...]:
         """Offer an evaluated individual to all K archives and return what each did with it.
 

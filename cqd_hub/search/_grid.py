@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -98,6 +99,18 @@ class GridArchive(Archive):
             ValueError: *scores* has the wrong shape, or a score is NaN or outside [0, 1].
         """
         return self._cell(checked_scores(scores, self.skills))
+
+    def out_of_reach(self, low: np.ndarray, high: np.ndarray) -> bool:
+        """Whether every cell between is held by an elite at least as good as *high*'s quality."""
+        first, last = self._cell(low), self._cell(high)
+        sides = [range(a, b + 1) for a, b in zip(first, last, strict=True)]
+        if math.prod(map(len, sides)) > len(self):
+            return False
+        slots = [self._slots.get(cell) for cell in itertools.product(*sides)]
+        quality = high[self._skill]
+        return all(
+            slot is not None and self._scores[slot, self._skill] >= quality for slot in slots
+        )
 
     def __len__(self) -> int:
         return len(self._slots)

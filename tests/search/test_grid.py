@@ -193,3 +193,36 @@ def test_derive_bounds_refuses(scores: list, factors: tuple[float, float]) -> No
 def test_the_expert_of_a_skill_is_the_best_at_it_and_the_first_of_equals() -> None:
     experts = np.array([[0.2, 0.5, 0.1], [0.9, 0.5, 0.0], [0.3, 0.4, 0.1], [0.1, 0.1, 0.05]])
     assert skill_experts(experts) == (1, 0, 0)
+
+
+def test_out_of_reach_is_what_every_score_in_between_would_meet() -> None:
+    rng = np.random.default_rng(0)
+    said = {True: 0, False: 0}
+    for _ in range(60):
+        grid = archive(bins=4)
+        for individual, row in enumerate(np.round(rng.random((40, 3)) * 12) / 12):
+            grid.insert(individual, row)
+        low = np.round(rng.random(3) * 9) / 12
+        high = np.minimum(low + np.round(rng.random(3) * 4) / 12, 1.0)
+        steps = [
+            np.unique(np.append(np.arange(a, b, 1 / 24), b)) for a, b in zip(low, high, strict=True)
+        ]
+        between = np.stack(np.meshgrid(*steps), -1).reshape(-1, 3)
+        answer = grid.out_of_reach(low, high)
+        said[answer] += 1
+        rejected = []
+        for row in between:
+            held = grid.cells.get(grid.cell_of(row))
+            rejected.append(held is not None and held.scores[0] >= row[0])
+        assert answer == all(rejected)
+    assert min(said.values()) > 5
+
+
+def test_an_empty_cell_or_a_tie_decides_what_is_out_of_reach() -> None:
+    grid = archive(bins=2)
+    assert not grid.out_of_reach(np.zeros(3), np.zeros(3))
+    grid.insert(0, np.array([0.5, 0.1, 0.1]))
+    here = np.array([0.5, 0.2, 0.2])
+    assert grid.out_of_reach(np.array([0.0, 0.0, 0.0]), here)
+    assert not grid.out_of_reach(np.array([0.0, 0.0, 0.0]), here + [0.01, 0, 0])
+    assert not grid.out_of_reach(np.array([0.0, 0.0, 0.0]), here + [0, 0.5, 0])
