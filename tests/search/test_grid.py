@@ -224,5 +224,5 @@ def test_an_empty_cell_or_a_tie_decides_what_is_out_of_reach() -> None:
     grid.insert(0, np.array([0.5, 0.1, 0.1]))
     here = np.array([0.5, 0.2, 0.2])
     assert grid.out_of_reach(np.array([0.0, 0.0, 0.0]), here)
-    assert not grid.out_of_reach(np.array([0.0, 0.0, 0.0]), here + [0.01, 0, 0])
-    assert not grid.out_of_reach(np.array([0.0, 0.0, 0.0]), here + [0, 0.5, 0])
+    assert not grid.out_of_reach(np.array([0.0, 0.0, 0.0]), here + np.array([0.01, 0, 0]))
+    assert not grid.out_of_reach(np.array([0.0, 0.0, 0.0]), here + np.array([0, 0.5, 0]))
