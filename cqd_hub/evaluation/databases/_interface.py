@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import abc
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from types import TracebackType
 from typing import NamedTuple, Self
 
-Cell = str | int | float | bytes | None
+# As MySQL's connector gives them: agents are shown these values' Python text.
+Cell = (
+    str
+    | int
+    | float
+    | Decimal
+    | bytes
+    | datetime.datetime
+    | datetime.date
+    | datetime.timedelta
+    | None
+)
 
 
 @dataclass(frozen=True)
