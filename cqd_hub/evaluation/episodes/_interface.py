@@ -139,7 +139,10 @@ class Environment(abc.ABC):
     """
 
     class Options(Strict):
-        """What may be chosen; a subclass names its own."""
+        """What may be chosen; a subclass adds its own."""
+
+        faulty: Literal["leave-out", "keep"] = "leave-out"
+        """Whether samples with a known fault are played; who plays them sees to it."""
 
     repeatable: ClassVar[bool] = False
     """Whether equal replies always get equal turns, so that turns may be remembered."""
@@ -147,12 +150,18 @@ class Environment(abc.ABC):
     rounds: int = 8
     """Replies the model has, at most."""
 
+    live: int = 32
+    """Episodes between `begin` and `close` at the same time, at most."""
+
     tools: tuple[Tool, ...] = ()
     """Functions the model may call; empty where replies are text alone."""
 
     kind: str = ""
     """How replies are executed and judged; recorded with every score, and scores of different
-    kinds are never compared (``"agentbench-v0.2/sqlite"``)."""
+    kinds are never compared (``"agentbench-v0.2/sqlite"``). Known after `open` at the latest."""
+
+    guarantees: str = ""
+    """One line for the manifest: versions, what is bounded and what is not. After `open`."""
 
     def __init__(self, options: Options, folder: Path) -> None:
         self.options, self.folder = options, folder
