@@ -114,7 +114,8 @@ async def open_workbench(
     _check_crossover(recipe)
     import torch
 
-    from cqd_hub.evaluation.engine.sequential import SequentialEngine, load_tokenizer
+    from cqd_hub.evaluation.engine.loading import load_tokenizer
+    from cqd_hub.evaluation.engine.sequential import SequentialEngine
 
     device = _device(recipe.evaluation.device)
     models = find_models(recipe, folder, pins=pins, note=note)

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.engine import Candidate, Generate, LogLikelihood, Reply
-from cqd_hub.evaluation.engine.sequential import SequentialEngine, load_model
+from cqd_hub.evaluation.engine.loading import load_model
+from cqd_hub.evaluation.engine.sequential import SequentialEngine
 from cqd_hub.evaluation.evaluator import Evaluation, Evaluator
 from cqd_hub.evaluation.skills import Skill, load_skills
 from cqd_hub.genome import Basis, Genome

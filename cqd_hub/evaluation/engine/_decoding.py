@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,15 +51,21 @@ class StopWords:
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel, tokenizer: Any, requests: Sequence[Generate], end: frozenset[int]
+    model: PreTrainedModel,
+    tokenizer: Any,
+    requests: Sequence[Generate],
+    end: frozenset[int],
+    *,
+    assign: Callable[[Sequence[int]], None] = lambda rows: None,
 ) -> list[Reply]:
-    """Decode a batch, left-padded, dropping rows as they finish.
+    """Decode a static batch, left-padded, dropping rows as they finish; drafts are not used.
 
     Args:
-        model: Any causal LM of transformers with a key-value cache.
+        model: Any causal LM of transformers, whatever its cache holds.
         tokenizer: Its tokenizer.
         requests: The batch.
         end: Token ids that end an answer.
+        assign: Called before a pass with the numbers of the requests its rows belong to.
 
     Returns:
         One reply per request, in order.
@@ -67,26 +74,36 @@ def generate(
     ids, mask, positions = _left_padded([request.prompt for request in requests], device)
     stops = {words: StopWords(tokenizer, words) for words in {r.stop for r in requests}}
     watch = [stops[request.stop] for request in requests]
-    draws = [_draws(request) for request in requests]
+    draws = [draws_of(request) for request in requests]
     tokens: list[list[int]] = [[] for _ in requests]
     finish = ["length"] * len(requests)
+    passes = [0] * len(requests)
     rows = list(range(len(requests)))  # rows still in the batch
     live = [request.max_new_tokens > 0 for request in requests]
     cache = DynamicCache(config=model.config)
+    shrinks = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
     while any(live[row] for row in rows):
-        output = model(
+        assign(rows)
+        logits = model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        )
-        chosen = _choose(
-            output.logits[:, -1], [requests[row] for row in rows], [draws[r] for r in rows]
-        )
-        for row, token in zip(rows, chosen.tolist(), strict=True):
+        ).logits[:, -1]
+        largest, chosen = logits.max(-1)
+        finite = largest.isfinite().tolist()
+        for place, row in enumerate(rows):
+            generator = draws[row]
+            if generator is not None and finite[place]:
+                chosen[place] = choose(logits[place], requests[row], generator)
+        for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             if not live[row]:
+                continue
+            passes[row] += 1
+            if not finite[place]:
+                finish[row], live[row] = "nan", False
                 continue
             tokens[row].append(token)
             if token in end or watch[row].found(tokens[row]):
@@ -94,7 +111,7 @@ def generate(
             elif len(tokens[row]) == requests[row].max_new_tokens:
                 live[row] = False
         kept = [place for place, row in enumerate(rows) if live[row]]
-        if len(kept) <= 0.75 * len(rows) and kept:
+        if shrinks and kept and len(kept) <= 0.75 * len(rows):
             index = torch.tensor(kept, device=device)
             cache.batch_select_indices(index)
             rows = [rows[place] for place in kept]
@@ -104,9 +121,10 @@ def generate(
         positions = positions[:, -1:] + 1
     return [
         Reply(
-            text=watch[row].cut(_without_end(tokens[row], end)),
+            text=watch[row].cut(without_end(tokens[row], end)),
             tokens=tuple(tokens[row]),
             finish=finish[row],
+            passes=passes[row],
         )
         for row in range(len(requests))
     ]
@@ -129,8 +147,13 @@ def log_likelihoods(model: PreTrainedModel, requests: Sequence[LogLikelihood]) -
         target = torch.tensor(request.continuation, device=model.device)
         log_probs = logits[row, -len(target) :].float().log_softmax(-1)
         picked = log_probs.gather(1, target[:, None]).sum()
+        if picked.isnan():
+            replies.append(Reply(finish="nan", log_likelihood=-math.inf, passes=1))
+            continue
         greedy = bool((log_probs.argmax(-1) == target).all())
-        replies.append(Reply(finish="scored", log_likelihood=float(picked), greedy=greedy))
+        replies.append(
+            Reply(finish="scored", log_likelihood=float(picked), greedy=greedy, passes=1)
+        )
     return replies
 
 
@@ -147,25 +170,21 @@ def _left_padded(
     return ids.to(device), mask.to(device), positions.to(device)
 
 
-def _without_end(tokens: list[int], end: frozenset[int]) -> list[int]:
+def without_end(tokens: list[int], end: frozenset[int]) -> list[int]:
+    """An answer without the token that ended it."""
     return tokens[:-1] if tokens and tokens[-1] in end else tokens
 
 
-def _draws(request: Generate) -> torch.Generator | None:
+def draws_of(request: Generate) -> torch.Generator | None:
+    """The generator that a sampled answer draws from; None for a greedy one."""
     return torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
 
 
-def _choose(
-    logits: torch.Tensor, requests: Sequence[Generate], draws: Sequence[torch.Generator | None]
-) -> torch.Tensor:
-    """Greedy where the temperature is 0; else one draw from the row's own generator."""
-    chosen = logits.argmax(-1)
-    for row, (request, generator) in enumerate(zip(requests, draws, strict=True)):
-        if generator is not None:
-            odds = (logits[row].float() / request.temperature).softmax(-1).cpu()
-            if request.top_p < 1:
-                ordered, order = odds.sort(descending=True)
-                ordered[ordered.cumsum(0) - ordered >= request.top_p] = 0
-                odds = torch.zeros_like(odds).scatter(0, order, ordered)
-            chosen[row] = torch.multinomial(odds, 1, generator=generator).to(chosen.device)[0]
-    return chosen
+def choose(logits: torch.Tensor, request: Generate, draws: torch.Generator) -> int:
+    """One token of ``[vocabulary]`` logits, by temperature and nucleus."""
+    odds = (logits.float() / request.temperature).softmax(-1).cpu()
+    if request.top_p < 1:
+        ordered, order = odds.sort(descending=True)
+        ordered[ordered.cumsum(0) - ordered >= request.top_p] = 0
+        odds = torch.zeros_like(odds).scatter(0, order, ordered)
+    return int(torch.multinomial(odds, 1, generator=draws))

@@ -60,7 +60,8 @@ class Reply:
     Args:
         text: Generated text before the stop string.
         tokens: Generated token ids, the stop included.
-        finish: ``"stop"``, ``"length"``, or ``"scored"`` for a log-likelihood.
+        finish: ``"stop"``, ``"length"``, ``"scored"`` for a log-likelihood, or ``"nan"`` where the
+            individual's logits are no numbers: *tokens* is what came before.
         log_likelihood: Sum over the continuation, in nats.
         greedy: Whether the continuation is what greedy decoding would give.
         passes: Forward passes that made the answer, the prompt's included.

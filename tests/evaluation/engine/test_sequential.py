@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,63 +24,16 @@ from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine import Candidate, Generate, LogLikelihood, Reply, Request
 from cqd_hub.evaluation.engine._decoding import StopWords, generate, log_likelihoods
 from cqd_hub.evaluation.engine.sequential import SequentialEngine
-from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, open_models
-
-PROMPTS = (
-    "the quick brown fox",
-    "question: what is",
-    "def add(a, b):",
-    "SELECT name FROM pets WHERE age > 3; and then it sleeps under the lazy dog",
-    "c",
-    "é¥🙂 ",
+from cqd_hub.genome import Basis, Genome, build_basis, open_models
+from tests.evaluation.engine.common import (
+    PROMPTS,
+    ask,
+    candidates,
+    inside,
+    make,
+    passes_of,
+    reference,
 )
-
-
-def make(basis: Basis, **options: Any) -> SequentialEngine:
-    return SequentialEngine(basis, device="cpu", dtype=torch.float32, **options)
-
-
-def candidates(basis: Basis) -> list[Candidate]:
-    """Base, the three experts, and a blend."""
-    layout = basis.layout
-    genomes = [Genome.of_base(basis.hash, layout)]
-    genomes += [Genome.of_expert(basis.hash, layout, number) for number in range(3)]
-    blend = np.random.default_rng(0).uniform(0, 0.6, layout.size).astype(np.float32)
-    genomes.append(Genome(basis.hash, blend))
-    return [Candidate(number, genome) for number, genome in enumerate(genomes)]
-
-
-def reference(basis: Basis, candidate: Candidate) -> Any:
-    """The same individual as a plain transformers model."""
-    model = AutoModelForCausalLM.from_pretrained(basis.base.checkpoint.path).eval()
-    model.load_state_dict(
-        Materialiser(basis).state(candidate.genome, dtype=torch.float32), strict=False
-    )
-    return model
-
-
-def ask(
-    engine: SequentialEngine,
-    candidate: Candidate,
-    requests: list[Request],
-    *,
-    together: bool = True,
-) -> list[Reply]:
-    async def work() -> list[Reply]:
-        async with engine:
-            if together:
-                return await asyncio.gather(*(engine.submit(candidate, r) for r in requests))
-            return [await engine.submit(candidate, request) for request in requests]
-
-    return asyncio.run(work())
-
-
-def inside(engine: SequentialEngine, work: Callable[[], Awaitable[Any]]) -> Any:
-    async def go() -> Any:
-        async with engine:
-            return await asyncio.wait_for(work(), 120)
-
-    return asyncio.run(go())
 
 
 @pytest.fixture(scope="module")
@@ -130,30 +83,11 @@ def test_small_batches_give_the_same(basis: Basis, prompts: list[tuple[int, ...]
     candidate = candidates(basis)[4]
     whole = ask(make(basis), candidate, requests)
     small = make(basis, batch_tokens=64)
-    assert [r.tokens for r in ask(small, candidate, requests)] == [r.tokens for r in whole]
-    sizes = [
-        [len(r.prompt) + r.max_new_tokens for r in batch]
-        for batch in _batches(small, candidate, requests)
-    ]
-    assert all(len(batch) == 1 or max(batch) * len(batch) <= 64 for batch in sizes)
-    assert 1 < len(sizes) < 18
-
-
-def _batches(
-    engine: SequentialEngine, candidate: Candidate, requests: list[Request]
-) -> list[list[Generate]]:
-    """The batches of generations that the engine really ran, in order."""
-    seen: list[list[Generate]] = []
-    run = engine._run
-
-    def noted(batch: list[Request]) -> list[Reply]:
-        if isinstance(batch[0], Generate):
-            seen.append([request for request in batch if isinstance(request, Generate)])
-        return run(batch)
-
-    engine._run = noted  # type: ignore[method-assign]
-    ask(engine, candidate, requests)
-    return seen
+    with passes_of(small) as seen:
+        assert [r.tokens for r in ask(small, candidate, requests)] == [r.tokens for r in whole]
+    shortest = min(map(len, prompts)) + 12
+    assert all(rows == 1 or rows * max(width, shortest) <= 64 for rows, width in seen)
+    assert 1 < max(rows for rows, _ in seen) < 18
 
 
 def test_requests_of_one_gather_always_meet_the_same_batches(
@@ -161,11 +95,11 @@ def test_requests_of_one_gather_always_meet_the_same_batches(
 ) -> None:
     first, second = candidates(basis)[1:3]
     requests: list[Request] = [Generate(prompt, 8) for prompt in prompts]
-    alone = _batches(make(basis, batch_tokens=128), first, requests)
+    lone = make(basis, batch_tokens=128)
+    with passes_of(lone) as alone:
+        for candidate in (second, first):
+            ask(lone, candidate, requests)
     engine = make(basis, batch_tokens=128)
-    seen: list[list[Request]] = []
-    run = engine._run
-    engine._run = lambda batch: seen.append(batch) or run(batch)  # type: ignore
 
     async def sample(number: int, candidate: Candidate) -> Reply:
         for _ in range(number % 2):  # some submit a turn of the loop later than others
@@ -177,8 +111,9 @@ def test_requests_of_one_gather_always_meet_the_same_batches(
             *(sample(number, one) for number in range(len(requests)) for one in (second, first))
         )
 
-    inside(engine, work)
-    assert sorted(map(repr, seen)) == sorted(map(repr, alone + alone))
+    with passes_of(engine) as together:
+        inside(engine, work)
+    assert together == alone
 
 
 def test_other_architectures_decode_as_in_transformers(
@@ -453,9 +388,6 @@ def test_leaving_cancels_what_waits(basis: Basis, prompts: list[tuple[int, ...]]
 
 def test_withdrawn_requests_are_not_computed(basis: Basis, prompts: list[tuple[int, ...]]) -> None:
     engine = make(basis)
-    seen: list[Request] = []
-    run = engine._run
-    engine._run = lambda batch: seen.extend(batch) or run(batch)  # type: ignore
     candidate = candidates(basis)[0]
 
     async def work() -> Reply:
@@ -464,8 +396,9 @@ def test_withdrawn_requests_are_not_computed(basis: Basis, prompts: list[tuple[i
         gone.cancel()
         return await kept
 
-    inside(engine, work)
-    assert seen == [Generate(prompts[0], 4)]
+    with passes_of(engine) as seen:
+        inside(engine, work)
+    assert seen == [(1, len(prompts[0])), (1, 1), (1, 1), (1, 1)]
 
 
 def test_the_path_is_recorded(engine: SequentialEngine, basis: Basis) -> None:

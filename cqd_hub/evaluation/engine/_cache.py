@@ -1,0 +1,127 @@
+"""A key-value cache whose rows are written each at its own position: pure torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+_STEP = 64  # columns are added this many at a time
+_MASKED = ("sdpa", "eager")  # attention that takes a mask of four dimensions
+
+
+def longest_row(config: Any) -> int:
+    """How many tokens a row of `RowCache` may hold under a model's *config*; 0: none at all.
+
+    Only keys and values per layer are kept. A sliding window is full attention up to its length.
+    """
+    if config._attn_implementation not in _MASKED or getattr(config, "num_kv_shared_layers", None):
+        return 0
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type")} | {
+        one.get("rope_type") for one in rope.values() if isinstance(one, dict)
+    }
+    if kinds & {"dynamic", "longrope"}:  # a row's angles depend on the longest row beside it
+        return 0
+    longest = 1 << 30
+    for layer in DynamicCache(config=config).layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            longest = min(longest, int(layer.sliding_window))
+        elif type(layer) is not DynamicLayer:
+            return 0
+    return longest
+
+
+class RowCache:
+    """What a transformers model is given as ``past_key_values``.
+
+    `aim` says which rows the next forward pass works on and where its tokens go. Column ``-1``
+    stands for a token that is only there to fill the rectangle; nothing reads it.
+    """
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rows = self._columns = 0
+        self._read: slice | torch.Tensor = slice(0, 0)
+        self._length = 0
+        self._write: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Rows and columns there is memory for."""
+        return self._rows, self._columns
+
+    def aim(self, rows: Sequence[int], columns: torch.Tensor, length: int) -> None:
+        """Point the next pass.
+
+        Args:
+            rows: Which row each row of the batch is.
+            columns: ``[batch, width]`` on the device: where each token is written, or -1.
+            length: How many columns are read.
+        """
+        first = rows[0]
+        if list(rows) == list(range(first, first + len(rows))):
+            self._read = slice(first, first + len(rows))
+        else:
+            self._read = torch.tensor(rows, device=columns.device)
+        index = torch.tensor(rows, device=columns.device)[:, None]
+        self._write = index, columns % (self._columns + 1)
+        self._length = length
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Make room, keeping what is there."""
+        columns = -(-columns // _STEP) * _STEP
+        if rows <= self._rows and columns <= self._columns:
+            return
+        old = self._rows, self._columns
+        self._rows, self._columns = max(rows, old[0]), max(columns, old[1])
+        for number, (keys, values) in self._layers.items():
+            grown = [self._empty(tensor) for tensor in (keys, values)]
+            for new, tensor in zip(grown, (keys, values), strict=True):
+                new[: old[0], :, : old[1]] = tensor[:, :, : old[1]]
+            self._layers[number] = grown[0], grown[1]
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._layers, self._rows, self._columns = {}, 0, 0
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first *length* columns of one row over another."""
+        for pair in self._layers.values():
+            for tensor in pair:
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+    def clear(self, row: int) -> None:
+        """Zero a row: masked NaN would still spoil whoever has the row next."""
+        for pair in self._layers.values():
+            for tensor in pair:
+                tensor[row] = 0
+
+    # What models call.
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a pass's keys and values, each ``[batch, heads, width, size]``; return all."""
+        if layer not in self._layers:
+            self._layers[layer] = self._empty(keys), self._empty(values)
+        assert self._write is not None
+        rows, columns = self._write
+        pair = self._layers[layer]
+        for kept, new in zip(pair, (keys, values), strict=True):
+            kept[rows, :, columns] = new.transpose(1, 2)
+        read = [kept[self._read, :, : self._length] for kept in pair]
+        return read[0], read[1]
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Positions and masks are always given, so this decides nothing."""
+        return 0
+
+    def _empty(self, like: torch.Tensor) -> torch.Tensor:
+        # Zeros, not whatever memory holds: NaN times a weight of 0 is NaN.
+        return like.new_zeros(self._rows, like.shape[1], self._columns + 1, like.shape[3])
