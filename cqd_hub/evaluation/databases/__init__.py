@@ -1,1 +1,7 @@
-"""Databases for agents: SQLite speaking MySQL, and MariaDB on a private socket."""
+"""Databases that agents may do as they like in."""
+
+from __future__ import annotations
+
+from ._interface import Answered, Cell, DatabaseLost, Databases, Session, Table
+
+__all__ = ["Answered", "Cell", "DatabaseLost", "Databases", "Session", "Table"]
