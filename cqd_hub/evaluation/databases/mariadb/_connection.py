@@ -12,7 +12,6 @@ from typing import Any
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.databases._interface import Answered, Cell, DatabaseLost
 
-EXECUTE_SECONDS = 15.0
 _REPLY_BYTES = 4 << 20
 _KEPT_CELLS = 20_000
 _REMEDY = "install the driver: `pip install 'cqd-hub[mariadb]'`"
@@ -40,8 +39,9 @@ class Exhausted(DatabaseLost):
 class _Wire(socket.socket):
     """A socket that gives up when a reply is too long or too late."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, seconds: float) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._seconds = seconds
         self.allow()
         self.connect(path)
 
@@ -49,8 +49,8 @@ class _Wire(socket.socket):
         """Begin a request."""
         self.overrun = ""
         self._left = _REPLY_BYTES
-        self._deadline = time.monotonic() + EXECUTE_SECONDS
-        self.settimeout(EXECUTE_SECONDS)
+        self._deadline = time.monotonic() + self._seconds
+        self.settimeout(self._seconds)
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         seconds = self._deadline - time.monotonic()
@@ -89,13 +89,21 @@ class Connection:
         user: Without a password: who can open the socket is let in.
         database: The one in use.
         settings: Session variables, set first.
+        seconds: Elapsed time of one `run`.
 
     Raises:
         DatabaseLost: There is no server.
     """
 
     def __init__(
-        self, path: str, user: str, *, collation: str, database: str | None = None, settings: str
+        self,
+        path: str,
+        user: str,
+        *,
+        collation: str,
+        database: str | None = None,
+        settings: str,
+        seconds: float,
     ) -> None:
         mysql = driver()
         self._error, self._cursor_class = mysql.err.MySQLError, mysql.cursors.SSCursor
@@ -113,7 +121,7 @@ class Connection:
             defer_connect=True,
         )
         try:
-            self._wire = _Wire(path)
+            self._wire = _Wire(path, seconds)
             self._mysql.connect(self._wire)
         except (OSError, self._error) as error:
             raise DatabaseLost(str(error)) from error

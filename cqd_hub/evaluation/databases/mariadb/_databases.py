@@ -21,9 +21,10 @@ from cqd_hub.evaluation.sandbox import printable
 
 from ._connection import LOST, Connection, Exhausted, driver
 from ._gate import Gate
-from ._server import SQL_MODE, STATEMENT_SECONDS, Server
+from ._server import SQL_MODE, Server
 
 _THREADS = 32
+_ADMIN_SECONDS = 30.0
 _STATEMENT_BYTES = 16384
 _INSERT_BYTES = 200_000
 _TOO_LONG = "1153 (08S01): Got a packet bigger than 'max_allowed_packet' bytes"
@@ -53,18 +54,21 @@ def quoted(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
-async def open_mariadb(*, note: Callable[[str], None] = lambda line: None) -> MariaDB:
+async def open_mariadb(
+    *, note: Callable[[str], None] = lambda line: None, statement_seconds: float = 10.0
+) -> MariaDB:
     """Start a server of our own, with an empty data folder, and wait until it answers.
 
     Args:
         note: Called with a line for what a person should know.
+        statement_seconds: Elapsed time of one statement; several together have half as much again.
 
     Raises:
         UserError: MariaDB or PyMySQL is not installed.
         RunError: The server does not start.
     """
     driver()
-    databases = MariaDB(Server(note), note)
+    databases = MariaDB(Server(note, statement_seconds), note)
     try:
         await databases._open()
     except BaseException:
@@ -107,7 +111,7 @@ class MariaDB(Databases):
         self.guarantees = (
             f"MariaDB {self.server.version}, {SQL_MODE}, {self._collation}; a private socket, one "
             "database and one user limited to it per sample, no FILE, no local files; statements "
-            f"end after {STATEMENT_SECONDS} s, files at 256 MiB, memory of the server at 4 GiB; "
+            f"end after {self.server.statement_seconds:g} s, files at 256 MiB, memory of the server at 4 GiB; "
             f"{box}"
         )
 
@@ -141,7 +145,11 @@ class MariaDB(Databases):
     async def _admin(self) -> Connection:
         return await self.threaded(
             lambda: Connection(
-                self.server.socket, "root", collation=self._collation, settings=_ADMIN_SETTINGS
+                self.server.socket,
+                "root",
+                collation=self._collation,
+                settings=_ADMIN_SETTINGS,
+                seconds=_ADMIN_SECONDS,
             )
         )
 
@@ -155,6 +163,7 @@ class MariaDB(Databases):
                 collation=self._collation,
                 database=slot.name,
                 settings=_SETTINGS,
+                seconds=self.server.statement_seconds * 1.5,
             )
 
         with contextlib.suppress(DatabaseLost):

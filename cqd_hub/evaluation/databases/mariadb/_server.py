@@ -17,7 +17,6 @@ from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.sandbox import printable
 from cqd_hub.evaluation.sandbox._start import _spare_uid as spare_uid
 
-STATEMENT_SECONDS = 10
 _START_SECONDS = 60.0
 _DISK_MB, _FILE_MB, _MEMORY_MB = 1024, 256, 4096
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/bin", "/usr/bin")
@@ -60,7 +59,6 @@ _OPTIONS = (
     "--group-concat-max-len=1024",
     "--default-time-zone=+00:00",
     "--sysdate-is-now",
-    f"--max-statement-time={STATEMENT_SECONDS}",
     "--lock-wait-timeout=20",
     "--innodb-lock-wait-timeout=5",
     "--max-connections=512",
@@ -101,15 +99,19 @@ def find_programs() -> tuple[str, str, str]:
 class Server:
     """One server process at a time; `start` again after it has died, with nothing left of before.
 
+    Args:
+        note: Called with a line for what a person should know.
+        statement_seconds: Elapsed time of one statement.
+
     Attributes:
         version: MariaDB's.
         boxed: Whether it runs in bubblewrap.
         epoch: Grows with every start.
     """
 
-    def __init__(self, note: Callable[[str], None]) -> None:
+    def __init__(self, note: Callable[[str], None], statement_seconds: float) -> None:
         self._server, self._installer, self.version = find_programs()
-        self._note = note
+        self._note, self.statement_seconds = note, statement_seconds
         self._bwrap = shutil.which("bwrap")
         self.boxed = self._bwrap is not None
         self.epoch = 0
@@ -187,6 +189,7 @@ class Server:
         script = [
             "/bin/sh", "-c", _SCRIPT, "sh", str(_FILE_MB * 2048), str(_MEMORY_MB * 1024),
             data, where, self._installer, self._server, *_OPTIONS,
+            f"--max-statement-time={self.statement_seconds}",
         ]  # fmt: skip
         if not self.boxed:
             return script
