@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -71,10 +72,36 @@ def load_yaml(path: Path, model: type[Model], overrides: Iterable[str] = ()) -> 
     """
     data = read_yaml(path)
     given = [_apply(override, data) for override in overrides]
+
+    def where(location: Location) -> str:
+        override = next((parts for parts in given if _related(parts, location)), None)
+        return f"--set {'.'.join(map(str, override))}" if override else place(path, data, location)
+
+    return check(data, model, where)
+
+
+def check(
+    data: Mapping[str, Any], model: type[Model], where: Callable[[Location], str], name: str = ""
+) -> Model:
+    """Validate keys and values of a YAML file as *model*.
+
+    Args:
+        where: Where the keys at a location are written, for errors.
+        name: What *data* are called, if they are a part of a file.
+
+    Raises:
+        UserError: One line with the first fault.
+    """
     try:
         return model.model_validate(_plain(data))
     except ValidationError as error:
-        raise _explain(error, data, path, model, given) from None
+        raise _explain(error, data, model, where, name) from None
+
+
+def place(path: Path, data: Mapping[str, Any], location: Location) -> str:
+    """``file:line:column`` of a location in what `read_yaml` gave, or of what is above it."""
+    line, column = _position(data, location)
+    return f"{path}:{line}:{column}"
 
 
 def _mark(error: MarkedYAMLError) -> str:
@@ -123,10 +150,10 @@ def _plain(node: Any) -> Any:
 
 def _explain(
     error: ValidationError,
-    data: CommentedMap,
-    path: Path,
+    data: Mapping[str, Any],
     model: type[BaseModel],
-    given: Sequence[Location],
+    where: Callable[[Location], str],
+    name: str,
 ) -> UserError:
     # A misspelt key also makes the right one "missing": the misspelling is the better message.
     found = sorted(
@@ -140,14 +167,11 @@ def _explain(
     same = [item for item in found if _known_path(data, item) == location]
     what, remedy = _wording(found[0], same, model)
     if not location:  # a fault between keys names the key it is about, at the front
-        name, _, rest = what.partition(": ")
-        if _holds_all(data, name.split(".")):
-            location, what = tuple(name.split(".")), rest
-    key = ".".join(str(part) for part in location)
-    override = next((parts for parts in given if _related(parts, location)), None)
-    line, column = _position(data, location)
-    where = f"--set {'.'.join(map(str, override))}" if override else f"{path}:{line}:{column}"
-    return UserError(f"{key}: {what}" if key else what, where=where, remedy=remedy)
+        named, _, rest = what.partition(": ")
+        if _holds_all(data, named.split(".")):
+            location, what = tuple(named.split(".")), rest
+    key = ".".join(str(part) for part in ((name,) if name else ()) + location)
+    return UserError(f"{key}: {what}" if key else what, where=where(location), remedy=remedy)
 
 
 def _depth_below(first: Location, location: Location) -> int:
@@ -187,9 +211,14 @@ def _wording(
         return f"kind must be one of {item['ctx']['expected_tags']}, not {item['ctx']['tag']!r}", ""
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"needs keys and values under it{shown}", ""
+    remedy = ""
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        close = difflib.get_close_matches(str(got), known, n=1)
+        remedy = f"did you mean {close[0]!r}?" if close else ""
     messages = dict.fromkeys(one["msg"].split(", unable")[0] for one in same)
     message = " or ".join(messages).replace(" or Input should", " or")
-    return message[0].lower() + message[1:] + shown, ""
+    return message[0].lower() + message[1:] + shown, remedy
 
 
 def _keys_at(model: type[BaseModel], location: Location) -> set[str]:
@@ -254,7 +283,7 @@ def _holds(node: Any, part: int | str) -> bool:
     return isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node)
 
 
-def _position(data: CommentedMap, location: Location) -> tuple[int, int]:
+def _position(data: Mapping[str, Any], location: Location) -> tuple[int, int]:
     """Return the 1-based line and column of the deepest part of *location* in the file."""
     line, column = 1, 1
     node: Any = data

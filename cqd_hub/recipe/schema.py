@@ -38,13 +38,21 @@ class Limits(Strict):
 
 
 class Skill(Strict):
-    """Something that is scored 0..1 on a set of samples: an lm-eval task and one of its metrics."""
+    """Something that is scored 0..1 on a set of samples: an lm-eval task and one of its metrics, or
+    the episodes of an environment.
+    """
 
-    task: str = Field(description="lm-eval task name, or the path of a task YAML")
+    task: str = Field(
+        description="name of an lm-eval task or of an environment's manifest, or the path of the "
+        "YAML of either"
+    )
     metric: str = Field(
         default="executed",
         description="'metric' or 'metric,filter' of the task; 'executed' for tasks whose answers "
-        "run in the sandbox",
+        "run in the sandbox, and for episodes",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="of the environment; over those of its manifest"
     )
     splits: Splits | None = Field(
         default=None,
@@ -248,7 +256,7 @@ class Recipe(Strict):
     skills: dict[Name, Skill]
     tasks: list[str] = Field(
         default_factory=list,
-        description="folders with lm-eval task YAMLs, besides the shipped ones",
+        description="folders with lm-eval task YAMLs and manifests, besides the shipped ones",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     samples: Limits = Limits()

@@ -26,8 +26,11 @@ _WRITTEN = ("journal.sqlite*", "log.txt", "genomes", "merges", "seeds", "layout.
 _ORDERED = {"recipe.skills", "recipe.experts"}
 # Differences that are recorded instead of refused.
 _RECORDED = ("versions", "created", "sessions", "folder", "sandbox.guarantees", "licence")
-# What the Hub says of a model, which its owner may change at any time, or the cache not know.
-_SAID = re.compile(r"models\..*\.(licence|licence_name|gated|base_model)")
+# What the Hub says of a model, which its owner may change at any time, or the cache not know; and
+# versions and bounds of what environments run in.
+_SAID = re.compile(
+    r"models\..*\.(licence|licence_name|gated|base_model)|environments\..*\.guarantees"
+)
 
 
 @contextmanager

@@ -114,8 +114,12 @@ async def evaluate_individuals(
 
 
 def _scored(name: str, skills: Sequence[str], measurements: Sequence[Measurement]) -> Scored:
-    table = {
-        skill: np.array([m.score for m in measurements if m.skill == skill]) for skill in skills
+    found: dict[str, dict[str, list[float]]] = {skill: {} for skill in skills}
+    for one in measurements:
+        found[one.skill].setdefault(one.sample, []).append(one.score)
+    table = {  # repeats averaged: they say nothing of other samples
+        skill: np.array([np.mean(scores) for scores in samples.values()])
+        for skill, samples in found.items()
     }
     return Scored(
         name,

@@ -121,8 +121,9 @@ class _Run:
         self._said_short = False
 
     async def go(self) -> None:
-        for skill, sample, text, score, note in self._journal.verdicts():
-            self._bench.evaluator.verdicts.remember(skill, sample, text, score, note)
+        for judged in self._journal.verdicts():
+            self._bench.evaluator.recall(judged)
+        self._bench.evaluator.answers = self._journal.measurements
         if self._bench.merges is not None:
             self._bench.merges.remove_debris()
         await self._experts()
@@ -241,6 +242,7 @@ class _Run:
                 genome,
                 generation=proposal.generation,
                 lineage=names | lineage,
+                parents=proposal.parents,
             )
 
     async def _evaluate(
@@ -252,8 +254,11 @@ class _Run:
         *,
         generation: int | None = None,
         lineage: dict[str, Any] | None = None,
+        parents: Sequence[int] = (),
     ) -> None:
-        evaluation = await self._bench.evaluator.evaluate(Candidate(number, genome), "optimisation")
+        evaluation = await self._bench.evaluator.evaluate(
+            Candidate(number, genome), "optimisation", parents=parents
+        )
         spent = self._spent_since()
         self._journal.add(
             Individual(

@@ -15,6 +15,7 @@ import numpy as np
 
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.measurement import Measurement
+from cqd_hub.evaluation.skill import Judged
 from cqd_hub.files import write_atomic
 from cqd_hub.recipe import Split
 
@@ -264,11 +265,12 @@ class Journal:
             result.setdefault(skill, {})[sample] = score
         return result
 
-    def verdicts(self) -> Iterator[tuple[str, str, str, float, str]]:
-        """(skill, sample, text, score, note) of every answer ever judged."""
-        yield from self._db.execute(
-            "SELECT DISTINCT skill, sample, text, score, note FROM measurements"
-        )
+    def verdicts(self) -> Iterator[Judged]:
+        """Every answer ever judged."""
+        for row in self._db.execute(
+            "SELECT DISTINCT skill, sample, text, finish, score, note FROM measurements"
+        ):
+            yield Judged(*row)
 
     # Inside.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import platform
 import re
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from cqd_hub import __version__
 from cqd_hub.errors import UserError
+from cqd_hub.evaluation.episodes import Resources
 from cqd_hub.evaluation.evaluator import Evaluator
 from cqd_hub.evaluation.sandbox import Sandbox, open_sandbox
 from cqd_hub.evaluation.skills import Skill, load_skills
 from cqd_hub.recipe import Recipe
+from cqd_hub.recipe.schema import Evaluation
 from cqd_hub.run.merges import open_merges
 from cqd_hub.run.models import Models, find_models, open_found
 
@@ -56,6 +59,11 @@ class Workbench:
     def manifest(self) -> dict[str, Any]:
         """What a run made with this workbench promises to stay the same."""
         basis = self.basis
+        confined = {
+            name: {"guarantees": skill.guarantees}
+            for name, skill in self.skills.items()
+            if skill.guarantees
+        }
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "seed": self.recipe.seed,
@@ -73,7 +81,7 @@ class Workbench:
             "tasks": {
                 name: {
                     "task": self.recipe.skills[name].task,
-                    "metric": skill.metric,
+                    **skill.record(),
                     "samples": {split: len(s) for split, s in skill.samples.items()},
                     "fingerprint": skill.fingerprint,
                 }
@@ -83,6 +91,7 @@ class Workbench:
             "sandbox": {"kind": self.sandbox.kind, "guarantees": self.sandbox.guarantees}
             if self.sandbox
             else None,
+            **({"environments": confined} if confined else {}),
             "versions": versions()
             | ({} if self.merges is None else {"mergekit": importlib.metadata.version("mergekit")})
             | _machine(self.engine.path),
@@ -108,7 +117,7 @@ async def open_workbench(
         note: Called with a line for what takes time.
 
     Raises:
-        UserError: Anything wrong with merge method, models, tasks, device or sandbox.
+        UserError: Anything wrong with merge method, models, tasks, environments, device or sandbox.
         RunError: A model cannot be had from the Hub now.
     """
     _check_crossover(recipe)
@@ -124,14 +133,10 @@ async def open_workbench(
     tokenizer = load_tokenizer(base.tokenizer)
     skills = load_skills(recipe, folder, tokenizer, note=note)
     async with AsyncExitStack() as stack:
-        sandbox: Sandbox | None = None
-        if any(skill.execution for skill in skills.values()):
-            sandbox = await open_sandbox(
-                recipe.evaluation.sandbox,
-                workers=recipe.evaluation.sandbox_workers,
-                image=recipe.evaluation.sandbox_image,
-            )
-            await stack.enter_async_context(sandbox)
+        lent = _LentSandbox(recipe.evaluation, stack)
+        for skill in skills.values():
+            await skill.open(Resources(recipe.evaluation, lent.sandbox, note))
+            stack.push_async_callback(skill.close)
         with models.speaking(note) as told:
             basis = _factor(recipe, base, experts, told)
         _compare(basis, expected, folder)
@@ -149,8 +154,28 @@ async def open_workbench(
         for skill in skills.values():
             skill.check(engine)
         await stack.enter_async_context(engine)
-        evaluator = Evaluator(engine, skills, sandbox)
-        yield Workbench(recipe, models, basis, engine, skills, sandbox, evaluator, merges)
+        evaluator = Evaluator(engine, skills, lent.opened)
+        yield Workbench(recipe, models, basis, engine, skills, lent.opened, evaluator, merges)
+
+
+class _LentSandbox:
+    """A run's one sandbox, opened when somebody first asks for it."""
+
+    def __init__(self, settings: Evaluation, stack: AsyncExitStack) -> None:
+        self._settings, self._stack = settings, stack
+        self._opening = asyncio.Lock()
+        self.opened: Sandbox | None = None
+
+    async def sandbox(self) -> Sandbox:
+        async with self._opening:
+            if self.opened is None:
+                sandbox = await open_sandbox(
+                    self._settings.sandbox,
+                    workers=self._settings.sandbox_workers,
+                    image=self._settings.sandbox_image,
+                )
+                self.opened = await self._stack.enter_async_context(sandbox)
+            return self.opened
 
 
 def open_basis(

@@ -287,8 +287,8 @@ def test_verdicts(tmp_path: Path) -> None:
     for number in range(3):
         journal.add(individual(number), measured({"a": 1.0, "b": 0.0}, note="n"))
     assert sorted(journal.verdicts()) == [
-        ("db", "a", "answer to a", 1.0, "n"),
-        ("db", "b", "answer to b", 0.0, "n"),
+        ("db", "a", "answer to a", "", 1.0, "n"),
+        ("db", "b", "answer to b", "", 0.0, "n"),
     ]
 
 

@@ -1,0 +1,115 @@
+"""What the evaluator knows of a skill, whatever kind of task it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from cqd_hub.evaluation.drafts import Drafts, Said
+from cqd_hub.evaluation.engine import Candidate, Engine
+from cqd_hub.evaluation.judging import Judge, Verdicts
+from cqd_hub.evaluation.measurement import Measurement
+from cqd_hub.recipe import Split
+
+if TYPE_CHECKING:
+    from cqd_hub.evaluation.episodes import Resources
+
+
+class Question(Protocol):
+    """A sample, as far as the evaluator cares."""
+
+    @property
+    def id(self) -> str:
+        """Names it within its skill."""
+        ...
+
+
+@dataclass(frozen=True)
+class Means:
+    """What answers are made and judged with."""
+
+    engine: Engine
+    judge: Judge
+
+
+class Judged(NamedTuple):
+    """An answer that was judged in an earlier session."""
+
+    skill: str
+    sample: str
+    text: str
+    finish: str
+    score: float
+    note: str
+
+
+class Skill(Protocol):
+    """Something that is scored 0..1 on samples of three splits."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the recipe."""
+        ...
+
+    @property
+    def samples(self) -> Mapping[Split, Sequence[Question]]:
+        """What is asked, per split; no question is in two of them."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that decides a score but the model: samples, requests, scoring."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What else a run's manifest says of it, and a resumed run must agree with."""
+        ...
+
+    @property
+    def guarantees(self) -> str:
+        """How its answers are confined, where it sees to that itself; else empty."""
+        ...
+
+    async def open(self, resources: Resources) -> None:
+        """Start what measuring needs.
+
+        Raises:
+            UserError: Something is not installed or not permitted.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End what `open` started."""
+        ...
+
+    def check(self, engine: Engine) -> None:
+        """Refuse, before anything runs, what the model cannot answer.
+
+        Raises:
+            UserError: Names it.
+        """
+        ...
+
+    async def measure(
+        self, means: Means, candidate: Candidate, split: Split, sample: Any, drafts: Drafts
+    ) -> Sequence[Measurement]:
+        """Have one sample answered and judged, once per repeat.
+
+        Args:
+            sample: One of `samples`.
+            drafts: What relatives said to it; never changes an answer.
+
+        Raises:
+            UserError: A metric outside 0..1, a prompt longer than the context.
+            RunError: Sandbox, environment or the task's own code failed.
+        """
+        ...
+
+    def recall(self, judged: Judged, verdicts: Verdicts) -> None:
+        """Learn from an earlier session, so that nothing is executed twice."""
+        ...
+
+    def said(self, measurement: Measurement) -> Sequence[Said]:
+        """What the individual said, turn by turn."""
+        ...
