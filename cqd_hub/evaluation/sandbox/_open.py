@@ -56,7 +56,7 @@ def available() -> list[Availability]:
         return [*thread.submit(asyncio.run, warm()).result(), _try_docker()]
 
 
-def _missing(kind: str) -> Availability | None:
+def missing(kind: str) -> Availability | None:
     """What is known to be missing without starting anything."""
     if not sys.platform.startswith("linux"):
         return Availability(kind, False, "it needs Linux", _REMEDIES["linux"])
@@ -80,17 +80,17 @@ async def _try(kind: str) -> Availability:
 
 async def _open_warm(kind: str, workers: int) -> Sandbox | Availability:
     """Open one, or say why it does not open."""
-    if missing := _missing(kind):
-        return missing
+    if found := missing(kind):
+        return found
     sandbox = WarmSandbox(kind, _STARTS[kind], workers)
     try:
         await sandbox.open()
     except WorkerLost as lost:
-        return Availability(kind, False, str(lost), _remedy(kind))
+        return Availability(kind, False, str(lost), remedy(kind))
     return sandbox
 
 
-def _remedy(kind: str) -> str:
+def remedy(kind: str) -> str:
     return _REMEDIES["userns" if kind == "bubblewrap" else kind]
 
 

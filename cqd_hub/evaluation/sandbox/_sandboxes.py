@@ -250,8 +250,6 @@ def _docker_run(name: str, image: str, limits: dict[str, Any]) -> list[str]:
     # Owned by the user: a mode would yield to that of the image's own folder.
     tmpfs = "rw,exec,nosuid,nodev,uid=65534,gid=65534,mode=755,"
     tmpfs += f"size={limits['disk_mb']}m,nr_inodes={limits['files'] + 1}"
-    # Else the client puts the user's proxies, with their passwords, into every container.
-    proxies = [name for word in _PROXIES for name in (word, word.upper())]
     return [
         *("docker", "run", "--rm", "--interactive", "--name", name, "--pull", "never"),
         *("--network", "none", "--ipc", "none", "--read-only", "--log-driver", "none"),
@@ -260,6 +258,12 @@ def _docker_run(name: str, image: str, limits: dict[str, Any]) -> list[str]:
         *("--memory", f"{memory}m", "--memory-swap", f"{memory}m"),
         *("--tmpfs", f"/work:{tmpfs}", "--tmpfs", f"/tmp:{tmpfs}"),
         *("--hostname", "box", "--workdir", "/work", "--env", "PYTHONHASHSEED=0"),
-        *(word for name in proxies for word in ("--env", f"{name}=")),
+        *no_proxies(),
         *("--entrypoint", "python3", image, *FLAGS),
     ]
+
+
+def no_proxies() -> list[str]:
+    """Else the client puts the user's proxies, with their passwords, into every container."""
+    names = [name for word in _PROXIES for name in (word, word.upper())]
+    return [word for name in names for word in ("--env", f"{name}=")]

@@ -12,7 +12,7 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .box.folder import empty
 
 BOX = Path(__file__).parent / "box"
 MODULES = (
-    "values", "kernel", "seccomp", "landlock", "answer", "tree", "folder", "zygote",
+    "values", "kernel", "seccomp", "landlock", "answer", "tree", "folder", "frames", "zygote",
 )  # fmt: skip
 # Reads the first frame, defines the modules it carries, and runs the last one.
 BOOT = """
@@ -63,8 +63,9 @@ def frame(content: Any) -> bytes:
     return struct.pack(">I", len(data)) + data
 
 
-def first_frame(config: dict[str, Any]) -> bytes:
-    modules = [[name, (BOX / f"{name}.py").read_text(encoding="utf-8")] for name in MODULES]
+def first_frame(config: dict[str, Any], names: Sequence[str] = MODULES) -> bytes:
+    """What `BOOT` reads: the modules *names*, the last of which serves with *config*."""
+    modules = [[name, (BOX / f"{name}.py").read_text(encoding="utf-8")] for name in names]
     return frame({"modules": modules, "config": config})
 
 
@@ -128,7 +129,7 @@ def bubblewrap_start() -> Iterator[Start]:
             "bwrap": shutil.which("bwrap"),
             "prefix": prefix,
             "hidden": hidden(prefix),
-            "uid": _spare_uid() if os.geteuid() == 0 else None,
+            "uid": spare_uid() if os.geteuid() == 0 else None,
             "folder": folder,
             "command": [interpreter(), *FLAGS],
         }
@@ -150,7 +151,7 @@ def landlock_start() -> Iterator[Start]:
             "kind": "landlock",
             "once": False,
             "folder": private,
-            "uid": _spare_uid() if root else None,
+            "uid": spare_uid() if root else None,
             "library": [prefix],
             "hidden": hidden(prefix),
         }
@@ -162,7 +163,7 @@ def landlock_start() -> Iterator[Start]:
 _counter = itertools.count()
 
 
-def _spare_uid() -> int:
+def spare_uid() -> int:
     """A user id that owns nothing, another for every worker of this machine."""
     number = os.getpid() * 64 + next(_counter) % 64
     wanted = 1_700_000_000 + number

@@ -1,4 +1,4 @@
-"""The system-call filter of an answer: a deny list, assembled by hand for x86_64 and aarch64.
+"""The system-call filter of answers and machines: a deny list for x86_64 and aarch64.
 
 Foreign architectures and x32 are killed. Denied calls return EPERM; clone3, whose flags a filter
 cannot read, returns ENOSYS so that libc falls back to clone.
@@ -64,11 +64,6 @@ DENIED: _Calls = {
     "msgrcv": (70, 188),
     "msgctl": (71, 187),
     "mq_unlink": (241, 181),
-    # network
-    "socket": (41, 198),
-    "connect": (42, 203),
-    "bind": (49, 200),
-    "listen": (50, 201),
     # wide or rarely tested parts of the kernel
     "keyctl": (250, 219),
     "add_key": (248, 217),
@@ -107,6 +102,15 @@ DENIED: _Calls = {
     "uselib": (134, None),
     "_sysctl": (156, None),
 }
+NETWORK: _Calls = {
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
+}
+# Of a machine's sockets: local ones, those of its own loopback, and those that tell about it.
+_UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
+_ROUTE, _AUDIT = 0, 9
 # What the launcher's user may do to their own files and processes and Landlock does not govern.
 DENIED_TO_LAUNCHERS_USER: _Calls = {
     "chmod": (90, None),
@@ -140,6 +144,7 @@ DENIED_TO_LAUNCHERS_USER: _Calls = {
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _REFUSE, _UNKNOWN = _ERRNO | 1, _ERRNO | 38  # EPERM, ENOSYS
+_NO_FAMILY, _NO_PROTOCOL = _ERRNO | 97, _ERRNO | 93  # EAFNOSUPPORT, EPROTONOSUPPORT
 _PRETEND = _ERRNO | 0  # the call is not made and returns 0
 _NAMESPACES = 0x7E020000  # every CLONE_NEW* flag that clone() can carry
 
@@ -168,7 +173,11 @@ def _refuse_all(calls: _Calls) -> list[bytes]:
 
 
 def assemble(
-    *, launchers_user: bool = False, truncate: bool = True, only_signal: int | None = None
+    *,
+    launchers_user: bool = False,
+    truncate: bool = True,
+    only_signal: int | None = None,
+    sockets: bool = False,
 ) -> bytes:
     """Return the filter.
 
@@ -177,6 +186,8 @@ def assemble(
             and that user's files and processes.
         truncate: With *launchers_user*: Landlock governs truncation (ABI 3 and later).
         only_signal: kill() and tgkill() reach this process alone.
+        sockets: Local and Internet sockets may be made; a network namespace must bound them.
+            No others, some of which (AF_VSOCK) know no namespaces.
     """
     refuse = _step(_RETURN, _REFUSE)
     steps = [
@@ -196,8 +207,12 @@ def assemble(
     # Limits of oneself only.
     steps += _when(prlimit, [_argument(0), _step(_EQUAL, 0, 1, 0), refuse])
     # Connected local stream pairs only (asyncio needs them): they reach nobody else.
-    steps += _when(pair, [_argument(0), _step(_EQUAL, 1, 1, 0), refuse])
-    steps += _when(pair, [_argument(1), _step(_AND, 0xF), _step(_EQUAL, 1, 1, 0), refuse])
+    steps += _when(pair, [_argument(0), _step(_EQUAL, _UNIX, 1, 0), refuse])
+    if sockets:
+        steps += _families()
+    else:
+        steps += _when(pair, [_argument(1), _step(_AND, 0xF), _step(_EQUAL, 1, 1, 0), refuse])
+        steps += _refuse_all(NETWORK)
     if launchers_user:
         steps += _spare_the_launchers_user(truncate)
     if only_signal is not None:
@@ -206,6 +221,18 @@ def assemble(
             steps += _when(call, [_argument(0), _step(_EQUAL, only_signal, 1, 0), refuse])
         steps += [_step(_EQUAL, tkill, 0, 1), refuse]
     return b"".join([*steps, _step(_RETURN, _ALLOW)])
+
+
+def _families() -> list[bytes]:
+    socket = NETWORK["socket"][1 if ARM else 0]
+    assert socket is not None
+    body = [_argument(0)]
+    known = (_UNIX, _INET, _INET6, _NETLINK)
+    for left, family in zip(range(len(known), 0, -1), known, strict=True):
+        body.append(_step(_EQUAL, family, left, 0))
+    kinds = [_step(_EQUAL, _NETLINK, 0, 4), _argument(2)]
+    kinds += [_step(_EQUAL, _ROUTE, 2, 0), _step(_EQUAL, _AUDIT, 1, 0)]
+    return _when(socket, [*body, _step(_RETURN, _NO_FAMILY), *kinds, _step(_RETURN, _NO_PROTOCOL)])
 
 
 def _spare_the_launchers_user(truncate: bool) -> list[bytes]:

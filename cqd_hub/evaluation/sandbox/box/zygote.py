@@ -7,8 +7,6 @@ memory. The keeper builds the box (own user, pid, mount and ipc namespaces where
 reads one request, starts the answer, watches its limits, ends its whole tree and reports. It is
 beyond the answer's reach: first of its pid namespace, not dumpable, more capable (or of another
 user, or outside the answer's Landlock domain).
-
-Frames on standard input and output: four bytes of length, big-endian, then JSON.
 """
 
 from __future__ import annotations
@@ -16,11 +14,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import json
 import os
 import select
 import signal
-import struct
 import sys
 import time
 from collections.abc import Mapping
@@ -28,6 +24,7 @@ from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any
 
 from . import answer, folder, kernel, landlock, seccomp, tree
+from .frames import read_frame, write_frame
 
 PERIOD = 0.025  # seconds between two looks at the tree
 USER = 1000  # the answer's user id inside a user namespace
@@ -37,29 +34,6 @@ WARM = (
     "enum fractions functools hashlib heapq itertools json math numbers operator random re sqlite3 "
     "statistics string sys textwrap time types typing"
 )
-
-
-def read_frame() -> Any:
-    """The next request; None at the end of the stream."""
-    head = _read_exactly(4)
-    return None if head is None else json.loads(_read_exactly(struct.unpack(">I", head)[0]) or b"")
-
-
-def _read_exactly(length: int) -> bytes | None:
-    data = b""
-    while len(data) < length:
-        piece = os.read(0, length - len(data))
-        if not piece:
-            return None
-        data += piece
-    return data
-
-
-def write_frame(reply: Mapping[str, Any]) -> None:
-    data = json.dumps(reply).encode()
-    left = memoryview(struct.pack(">I", len(data)) + data)
-    while left:
-        left = left[os.write(1, left) :]
 
 
 def main(config: Mapping[str, Any]) -> None:

@@ -1,0 +1,100 @@
+"""Which machines this host can have, and opening them."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from cqd_hub.errors import CqdHubError, RunError, UserError
+from cqd_hub.evaluation.sandbox import Availability
+from cqd_hub.evaluation.sandbox import _open as sandboxes
+
+from ._bubblewrap import BubblewrapMachines
+from ._docker import DEFAULT_IMAGE, DockerMachines
+from ._image import find_image
+from ._interface import Machines
+from ._spare import SpareMachines
+
+Kind = Literal["auto", "bubblewrap", "docker"]
+_INSIDE = Path("/.dockerenv")
+
+
+async def open_machines(
+    kind: Kind = "auto",
+    *,
+    image: str | Path | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Machines:
+    """Open machines and start the first: `async with` is the caller's, `close` too.
+
+    Args:
+        kind: `auto` takes bubblewrap; docker only when asked for.
+        image: Of bubblewrap: a name that `cqd-hub sandbox build --to` was given, or a folder. Of
+            docker: the name it was imported under.
+        note: Called with what these machines do not bound.
+
+    Raises:
+        UserError: This kind does not work here; the remedy says why not.
+    """
+    machines: SpareMachines = _docker(image) if kind == "docker" else _bubblewrap(image)
+    try:
+        await (await machines.start()).close()
+    except RunError as error:
+        await machines.close()
+        raise UserError(
+            f"machines do not work here: {error.what}",
+            where=f"{machines.kind} machines",
+            remedy=_remedy(machines.kind),
+        ) from None
+    except BaseException:
+        await machines.close()
+        raise
+    for line in machines.missing:
+        note(f"{machines.kind} machines: {line}")
+    return machines
+
+
+def _bubblewrap(image: str | Path | None) -> BubblewrapMachines:
+    if missing := sandboxes.missing("bubblewrap"):
+        raise UserError(missing.why_not, where="bubblewrap machines", remedy=missing.remedy)
+    return BubblewrapMachines(find_image(image))
+
+
+def _docker(image: str | Path | None) -> DockerMachines:
+    if shutil.which("docker") is None:
+        raise UserError(
+            "docker is not installed", where="docker machines", remedy=sandboxes.remedy("docker")
+        )
+    return DockerMachines(str(image or DEFAULT_IMAGE))
+
+
+def _remedy(kind: str) -> str:
+    if kind == "docker":
+        return "start the engine, and `cqd-hub sandbox build --docker NAME`"
+    if _INSIDE.exists():
+        return (
+            "start this container with `--security-opt seccomp=unconfined --security-opt "
+            "apparmor=unconfined --security-opt systempaths=unconfined`"
+        )
+    return sandboxes.remedy(kind)
+
+
+def available_machines(image: str | Path | None = None) -> list[Availability]:
+    """Try every kind, best first, by starting one."""
+
+    async def attempt(kind: Kind, of: str | Path | None) -> Availability:
+        try:
+            await (await open_machines(kind, image=of)).close()
+        except CqdHubError as error:
+            return Availability(kind, False, error.what, error.remedy)
+        return Availability(kind, True)
+
+    async def all_of_them() -> list[Availability]:
+        return [await attempt("bubblewrap", image), await attempt("docker", None)]
+
+    with ThreadPoolExecutor(1) as thread:  # the caller's may have a running loop
+        return thread.submit(asyncio.run, all_of_them()).result()
