@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
 from cqd_hub.errors import UserError
+from cqd_hub.evaluation.environments import ENVIRONMENTS
 
 # What a template may do: print fields of a document, choose, repeat, join. No calls.
 _SAFE = (
@@ -122,6 +123,8 @@ def _runs(key: yaml.Node, value: yaml.Node, *, confined: bool) -> Iterator[str]:
     unsafe = name == "unsafe_code" and not confined and str(value.value).lower() not in _FALSE
     if name in _RUNNING or unsafe:
         yield f"has the key {name!r}"
+    if name == "environment" and str(value.value) not in ENVIRONMENTS:
+        yield f"names the environment {str(value.value)[:60]!r}"
     if name == "metric" and str(value.value) not in _METRICS:
         yield f"has the metric {str(value.value)[:40]!r}"
 

@@ -35,8 +35,10 @@ def manifest(folder: Path, kind: str = "Letters", name: str = "letters", **more:
         **more,
     }
     path = folder / f"{name}.yaml"
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
     with path.open("w") as file:
-        YAML(typ="safe", pure=True).dump(data, file)
+        yaml.dump(data, file)
     return path
 
 
