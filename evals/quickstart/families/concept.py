@@ -49,12 +49,12 @@ def split_of(answer: str) -> str:
 
 
 def choose(
-    concepts: Iterable[Concept], *, skill: str, split: str, seed: int
+    concepts: Iterable[Concept], *, skill: str, split: str, seed: int, size: int | None = None
 ) -> list[tuple[Concept, random.Random]]:
     """Draw a split: levels in equal shares, kinds of a level in turn, each gold answer once.
 
-    Each concept comes with its own generator, so that what is drawn for one item does not
-    depend on the others.
+    It has *size* items, by default what `SIZES` says. Each concept comes with its own
+    generator, so that what is drawn for one item does not depend on the others.
     """
     groups: dict[int, dict[str, list[Concept]]] = {level: defaultdict(list) for level in LEVELS}
     seen = set()
@@ -68,7 +68,7 @@ def choose(
         for members in kinds.values():
             rng.shuffle(members)
         turns = itertools.chain.from_iterable(itertools.zip_longest(*kinds.values()))
-        wanted = SIZES[split] // len(LEVELS)
+        wanted = (size or SIZES[split]) // len(LEVELS)
         drawn = list(itertools.islice((concept for concept in turns if concept), wanted))
         if len(drawn) < wanted and split != "training":
             raise ValueError(f"{skill} level {level} has {len(drawn)} of {wanted} for {split}")
