@@ -77,7 +77,7 @@ class Prompts(NamedTuple):
         """What the model sees of visible assertions that failed."""
         listed = "\n".join(f"{text}  # {remark}" for text, remark in failures)
         if self.words == "no":
-            return Message("user", f"\n{listed}\n")
+            return Message("user", f"{listed}\n")
         return Message("user", f"That does not pass:\n\n{listed}\n\nGive the whole program again.")
 
 
