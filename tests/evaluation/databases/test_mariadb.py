@@ -220,6 +220,10 @@ def test_no_agent_sees_another(bench: Bench) -> None:
 def test_a_dropped_table_has_no_digest(bench: Bench) -> None:
     async def play() -> tuple[str, str]:
         async with await bench.databases.begin([FLEET]) as session:
+            await session.execute(
+                "CREATE TABLE made (a INT, b TEXT); INSERT INTO made VALUES (1, 'x')"
+            )
+            assert await session.digest("made") == digest([("1", "x")])
             await session.execute(f"DROP TABLE {NAME}")
             return await session.digest(FLEET.name), await session.digest("other")
 

@@ -135,6 +135,8 @@ class Connection:
             DatabaseLost: The server is gone, or this connection is.
             Exhausted: The server has no memory or disk left.
         """
+        if not self.usable:
+            raise DatabaseLost("the connection is closed")
         self._wire.allow()
         rows: list[tuple[Cell, ...]] = []
         cursor = self._mysql.cursor(self._cursor_class)

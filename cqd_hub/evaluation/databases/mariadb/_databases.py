@@ -111,8 +111,8 @@ class MariaDB(Databases):
         self.guarantees = (
             f"MariaDB {self.server.version}, {SQL_MODE}, {self._collation}; a private socket, one "
             "database and one user limited to it per sample, no FILE, no local files; statements "
-            f"end after {self.server.statement_seconds:g} s, files at 256 MiB, memory of the server at 4 GiB; "
-            f"{box}"
+            f"end after {self.server.statement_seconds:g} s, files at 256 "
+            f"MiB, memory of the server at 4 GiB; {box}"
         )
 
     async def ready(self) -> int:
@@ -298,33 +298,23 @@ class MariaSession(Session):
         return Answered(rows, answered.error)
 
     async def digest(self, table: str) -> str:
-        columns = next((each.columns for each in self._tables if each.name == table), None)
-        if columns is None:
-            return ""
-        names = ",".join(map(quoted, columns))
-        sql = (
-            "SELECT MD5(GROUP_CONCAT(rowhash ORDER BY rowhash)) FROM (SELECT SUBSTRING(MD5("
-            f"CONCAT_WS(',', {names})), 1, 5) AS rowhash FROM {{}}.{quoted(table)}) AS hashes"
-        )
         gate = self._databases.gate
         with contextlib.suppress(DatabaseLost):
             async with gate.together():
-                return await self._digest(sql)
+                return await self._digest(table)
         async with gate.alone():
             await self._databases.server.stop()
-            return await self._digest(sql)
+            return await self._digest(table)
 
-    async def _digest(self, sql: str) -> str:
+    async def _digest(self, table: str) -> str:
         if self._stale:
             await self.rebuild()
         assert self._slot is not None
         # Ours, not the agent's: locks, temporary tables and settings end with its connection.
         await self._end_connection()
-        answered = await self._databases.threaded(
-            self._slot.admin.run, sql.format(quoted(self._slot.name))
-        )
-        value = answered.rows[0][0] if answered.rows else None
-        return value if isinstance(value, str) else ""
+        columns = next((each.columns for each in self._tables if each.name == table), None)
+        threaded = self._databases.threaded
+        return await threaded(_digest, self._slot, table, columns)
 
     def _drop_connection(self) -> None:
         if self._connection is not None:
@@ -397,6 +387,25 @@ def _make_tables(slot: _Slot, tables: Sequence[Table], collation: str) -> None:
                 values, count, size = [], 0, 0
         if count:
             run(head.replace("%", "%%") + ", ".join([row_text] * count), values)
+
+
+def _digest(slot: _Slot, table: str, columns: Sequence[str] | None) -> str:
+    if columns is None:
+        found = slot.admin.run(
+            "SELECT column_name FROM information_schema.columns WHERE table_schema = %s AND "
+            "table_name = %s ORDER BY ordinal_position",
+            [slot.name, table],
+        )
+        columns = [str(row[0]) for row in found.rows]
+    if not columns:
+        return ""
+    answered = slot.admin.run(
+        "SELECT MD5(GROUP_CONCAT(rowhash ORDER BY rowhash)) FROM (SELECT SUBSTRING(MD5(CONCAT_WS("
+        f"',', {', '.join(map(quoted, columns))})), 1, 5) AS rowhash "
+        f"FROM {slot.name}.{quoted(table)}) AS hashes"
+    )
+    value = answered.rows[0][0] if answered.rows else None
+    return value if isinstance(value, str) else ""
 
 
 def _kill(admin: Connection, number: int) -> None:
