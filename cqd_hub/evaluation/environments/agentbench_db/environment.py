@@ -149,7 +149,8 @@ class DBBench(Environment):
 async def _open_sqlite(resources: Resources) -> Databases:
     from cqd_hub.evaluation.databases.sqlite import open_sqlite
 
-    return await open_sqlite(resources)
+    sandbox = await resources.sandbox()
+    return await open_sqlite(sandbox, workers=resources.settings.sandbox_workers)
 
 
 async def _safely(asked: Any) -> Any:
