@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.sandbox import printable
-from cqd_hub.evaluation.sandbox._start import _spare_uid as spare_uid
+from cqd_hub.evaluation.sandbox._start import spare_uid
 
 _START_SECONDS = 60.0
 _DISK_MB, _FILE_MB, _MEMORY_MB = 1024, 256, 4096
