@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
+from cqd_hub.assets import folder
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.databases.mariadb._server import _find
 from cqd_hub.evaluation.environments.agentbench_db import DBBench
@@ -26,6 +27,7 @@ from cqd_hub.evaluation.episodes import (
     ToolCall,
     Verdict,
 )
+from cqd_hub.evaluation.episodes.manifest import find_manifest, load_manifest
 from cqd_hub.evaluation.sandbox import Sandbox, open_sandbox
 from cqd_hub.recipe.schema import Evaluation
 
@@ -333,3 +335,23 @@ def test_a_checkout_has_both_files(tmp_path: Path) -> None:
     found = DBBench(DBBench.Options(data=str(tmp_path)), Path("/")).samples()
     assert list(found) == ["dev", "standard"]
     assert [sample.id for sample in found["dev"]] == [sample.id for sample in found["standard"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect"),
+    [
+        ("agentbench_db", "agentbench-v0.2"),
+        ("agentbench_db_fc", "agentbench-fc"),
+        ("agentbench_db_cycleqd", "cycleqd"),
+    ],
+)
+def test_the_shipped_manifests(name: str, dialect: str, tmp_path: Path) -> None:
+    place = find_manifest(name, [folder("evals")], tmp_path, "skills.db")
+    assert place is not None
+    (tmp_path / "mine.jsonl").write_text(SAMPLES.read_text())
+    given = {"data": "mine.jsonl", "engine": "mariadb"}
+    environment = load_manifest(*place, given, tmp_path, "skills.db").environment
+    assert environment.kind == f"{dialect}/own-prompts/mariadb"
+    assert len(environment.samples()["mine"]) == 8
+    with pytest.raises(UserError, match="no data"):
+        load_manifest(*place, {}, tmp_path, "skills.db")
