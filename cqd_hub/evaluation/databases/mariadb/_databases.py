@@ -7,9 +7,9 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from cqd_hub.errors import RunError, UserError
+from cqd_hub.errors import RunError
 from cqd_hub.evaluation.databases._interface import (
     Answered,
     DatabaseLost,
@@ -22,36 +22,20 @@ from cqd_hub.evaluation.sandbox import printable
 from ._connection import LOST, Connection, Exhausted, driver
 from ._gate import Gate
 from ._server import SQL_MODE, Server
+from ._slot import Slot, check, digest, kill, make_tables, make_user
 
 _THREADS = 32
 _ADMIN_SECONDS = 30.0
 _STATEMENT_BYTES = 16384
-_INSERT_BYTES = 200_000
 _TOO_LONG = "1153 (08S01): Got a packet bigger than 'max_allowed_packet' bytes"
 _DENIED = frozenset({1044, 1045})
 # MySQL 8's utf8mb4_0900_ai_ci, or what is nearest to it on older servers.
 _COLLATIONS = ("utf8mb4_uca1400_nopad_ai_ci", "utf8mb4_unicode_520_nopad_ci")
-_RIGHTS = (
-    "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, "
-    "SHOW VIEW, CREATE TEMPORARY TABLES, LOCK TABLES"
-)
 # The clock and the dice stand still, so that equal statements have equal answers.
 _SETTINGS = "SET timestamp = 1700000000, rand_seed1 = 1, rand_seed2 = 1"
 _ADMIN_SETTINGS = "SET lock_wait_timeout = 10, group_concat_max_len = 1024"
 _USE = re.compile(r"\s*use\s+(`(?:[^`]|``)*`|[^\s`;]+)\s*;?\s*", re.IGNORECASE)
 T = TypeVar("T")
-
-
-class _Slot(NamedTuple):
-    """A database and its user, both of that name, and our own connection."""
-
-    name: str
-    admin: Connection
-
-
-def quoted(name: str) -> str:
-    """An identifier, whatever it holds."""
-    return "`" + name.replace("`", "``") + "`"
 
 
 async def open_mariadb(
@@ -87,7 +71,7 @@ class MariaDB(Databases):
         self.gate = Gate()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mariadb")
         self._starting = asyncio.Lock()
-        self._free: list[tuple[int, _Slot]] = []
+        self._free: list[tuple[int, Slot]] = []
         self._count = 0
         self._collation = "utf8mb4_general_ci"
         self.guarantees = ""
@@ -153,7 +137,7 @@ class MariaDB(Databases):
             )
         )
 
-    async def connect(self, slot: _Slot) -> Connection:
+    async def connect(self, slot: Slot) -> Connection:
         """A connection of a slot's user, whose password the one before may have changed."""
 
         def connect() -> Connection:
@@ -168,26 +152,26 @@ class MariaDB(Databases):
 
         with contextlib.suppress(DatabaseLost):
             return await self.threaded(connect)
-        await self.threaded(_make_user, slot)
+        await self.threaded(make_user, slot)
         return await self.threaded(connect)
 
-    async def take(self) -> _Slot:
+    async def take(self) -> Slot:
         """A slot that nobody uses."""
         while self._free:
             epoch, slot = self._free.pop()
             if epoch == self.server.epoch and slot.admin.usable:
                 return slot
         self._count += 1
-        slot = _Slot(f"session_{self._count:06d}", await self._admin())
-        await self.threaded(_make_user, slot)
+        slot = Slot(f"session_{self._count:06d}", await self._admin())
+        await self.threaded(make_user, slot)
         return slot
 
-    def give_back(self, epoch: int, slot: _Slot) -> None:
+    def give_back(self, epoch: int, slot: Slot) -> None:
         self._free.append((epoch, slot))
 
     async def begin(self, tables: Sequence[Table]) -> Session:
         for table in tables:
-            _check(table)
+            check(table)
         session = MariaSession(self, tables)
         try:
             try:
@@ -217,7 +201,7 @@ class MariaSession(Session):
 
     def __init__(self, databases: MariaDB, tables: Sequence[Table]) -> None:
         self._databases, self._tables = databases, tuple(tables)
-        self._slot: _Slot | None = None
+        self._slot: Slot | None = None
         self._connection: Connection | None = None
         self._epoch = 0
         self._done: list[str] = []
@@ -237,7 +221,7 @@ class MariaSession(Session):
             self._slot = None
         self._epoch = await databases.ready()
         self._slot = slot = await databases.take()
-        await databases.threaded(_make_tables, slot, self._tables, databases._collation)
+        await databases.threaded(make_tables, slot, self._tables, databases._collation)
         for sql in self._done:
             await self._run(sql)
 
@@ -314,7 +298,7 @@ class MariaSession(Session):
         await self._end_connection()
         columns = next((each.columns for each in self._tables if each.name == table), None)
         threaded = self._databases.threaded
-        return await threaded(_digest, self._slot, table, columns)
+        return await threaded(digest, self._slot, table, columns)
 
     def _drop_connection(self) -> None:
         if self._connection is not None:
@@ -328,7 +312,7 @@ class MariaSession(Session):
         number = self._connection.id
         self._drop_connection()
         with contextlib.suppress(DatabaseLost):
-            await self._databases.threaded(_kill, self._slot.admin, number)
+            await self._databases.threaded(kill, self._slot.admin, number)
 
     async def close(self) -> None:
         slot = self._slot
@@ -344,77 +328,6 @@ class MariaSession(Session):
                     return
         slot.admin.cut()
         self._slot = None
-
-
-def _check(table: Table) -> None:
-    """What a server would refuse in words that do not name the row."""
-    for number, row in enumerate(table.rows, 1):
-        if len(row) != len(table.columns):
-            raise UserError(
-                f"row {number} of table {table.name!r} has {len(row)} cells for "
-                f"{len(table.columns)} columns"
-            )
-
-
-def _make_user(slot: _Slot) -> None:
-    # The name has an underscore, which is a wildcard in a grant.
-    pattern = slot.name.replace("_", "\\_")
-    slot.admin.run(f"CREATE OR REPLACE USER {slot.name}@localhost")
-    slot.admin.run(f"GRANT {_RIGHTS} ON `{pattern}`.* TO {slot.name}@localhost")
-
-
-def _make_tables(slot: _Slot, tables: Sequence[Table], collation: str) -> None:
-    name = slot.name
-
-    def run(sql: str, values: Sequence[str | None] | None = None) -> None:
-        if error := slot.admin.run(sql, values).error:
-            raise UserError(f"a table of the sample cannot be made: {printable(error)}")
-
-    run(f"DROP DATABASE IF EXISTS {name}; CREATE DATABASE {name} COLLATE {collation}; USE {name}")
-    for table in tables:
-        columns = [quoted(column) for column in table.columns]
-        run(f"CREATE TABLE {quoted(table.name)} ({', '.join(f'{c} TEXT' for c in columns)})")
-        head = f"INSERT INTO {quoted(table.name)} ({', '.join(columns)}) VALUES "
-        row_text = f"({', '.join(['%s'] * len(columns))})"
-        values: list[str | None] = []
-        count = size = 0
-        for row in table.rows:
-            values += row
-            count += 1
-            size += sum(len(cell or "") * 2 for cell in row)
-            if size > _INSERT_BYTES:
-                run(head.replace("%", "%%") + ", ".join([row_text] * count), values)
-                values, count, size = [], 0, 0
-        if count:
-            run(head.replace("%", "%%") + ", ".join([row_text] * count), values)
-
-
-def _digest(slot: _Slot, table: str, columns: Sequence[str] | None) -> str:
-    if columns is None:
-        found = slot.admin.run(
-            "SELECT column_name FROM information_schema.columns WHERE table_schema = %s AND "
-            "table_name = %s ORDER BY ordinal_position",
-            [slot.name, table],
-        )
-        columns = [str(row[0]) for row in found.rows]
-    if not columns:
-        return ""
-    answered = slot.admin.run(
-        "SELECT MD5(GROUP_CONCAT(rowhash ORDER BY rowhash)) FROM (SELECT SUBSTRING(MD5(CONCAT_WS("
-        f"',', {', '.join(map(quoted, columns))})), 1, 5) AS rowhash "
-        f"FROM {slot.name}.{quoted(table)}) AS hashes"
-    )
-    value = answered.rows[0][0] if answered.rows else None
-    return value if isinstance(value, str) else ""
-
-
-def _kill(admin: Connection, number: int) -> None:
-    """Kill a connection of another; that it is gone already is fine."""
-    admin.run(f"KILL {number}")
-    while admin.run(
-        f"SELECT 1 FROM information_schema.processlist WHERE id = {number}"
-    ).rows:  # a killed statement ends within milliseconds
-        pass
 
 
 def _same_name(text: str, name: str) -> bool:
