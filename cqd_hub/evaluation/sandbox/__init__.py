@@ -25,6 +25,7 @@ from ._programs import (
     printable,
 )
 from ._sandboxes import Sandbox
+from ._start import Service
 from .box.values import from_json, to_json
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PythonCall",
     "Sandbox",
     "SandboxFailure",
+    "Service",
     "ShellScript",
     "SqlQuery",
     "Status",

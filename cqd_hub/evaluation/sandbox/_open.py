@@ -21,7 +21,7 @@ from ._worker import WorkerLost
 
 Kind = Literal["auto", "bubblewrap", "landlock", "docker"]
 DEFAULT_IMAGE = "python:3.12-slim"
-_STARTS: dict[str, Callable[[], AbstractContextManager[Start]]] = {
+_STARTS: dict[str, Callable[..., AbstractContextManager[Start]]] = {
     "bubblewrap": bubblewrap_start,
     "landlock": landlock_start,
 }

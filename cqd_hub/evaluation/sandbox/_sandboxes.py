@@ -5,9 +5,11 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import os
 import platform
+import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +26,7 @@ from ._programs import (
     printable,
     request_of,
 )
-from ._start import FLAGS, Start, first_frame, frame
+from ._start import FLAGS, Service, Start, first_frame, frame
 from ._worker import PATIENCE, PROBE, Worker, WorkerLost, exchange, last_words, sound
 
 WALLS = (1, 3, 9)  # the wall limit of each attempt, as a multiple of the asked one
@@ -85,6 +87,13 @@ class Sandbox(abc.ABC):
         """End every box."""
 
     @abc.abstractmethod
+    def service(self, service: Service) -> AbstractContextManager[Start]:
+        """How to start *service* in a box of this kind: its command, environment, first frame.
+
+        It ends with its standard input; what it does before is for the caller to bound in time.
+        """
+
+    @abc.abstractmethod
     async def _attempt(self, request: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
         """Return the report of one try.
 
@@ -125,7 +134,7 @@ class WarmSandbox(Sandbox):
     """Answers queue over *workers* warm boxes; a box that misbehaves is replaced."""
 
     def __init__(
-        self, kind: str, start: Callable[[], AbstractContextManager[Start]], workers: int
+        self, kind: str, start: Callable[..., AbstractContextManager[Start]], workers: int
     ) -> None:
         self.kind, self.guarantees = kind, f"{kind}: {GUARANTEES[kind]}"
         self._start = start
@@ -137,6 +146,9 @@ class WarmSandbox(Sandbox):
         """Start one worker now, so that what is missing shows at once; the others when needed."""
         self._idle.get_nowait()
         self._idle.put_nowait(await self._new())
+
+    def service(self, service: Service) -> AbstractContextManager[Start]:
+        return self._start(service)
 
     async def _new(self) -> Worker:
         worker = Worker(self._start)
@@ -225,6 +237,18 @@ class DockerSandbox(Sandbox):
         if report["end"] == "setup":
             raise WorkerLost(printable(report["detail"]))
         return report
+
+    @contextlib.contextmanager
+    def service(self, service: Service) -> Iterator[Start]:
+        name = f"cqd-hub-{uuid.uuid4().hex}"
+        first = first_frame({"kind": "container", "once": False}, service=service)
+        limits = {"memory_mb": service.memory_mb, "disk_mb": 1, "processes": 1, "files": 16}
+        command = _docker_run(name, self._image, limits)
+        try:
+            yield Start(command, dict(os.environ), first)
+        finally:
+            # Gone already if it saw the end of its input.
+            subprocess.run(["docker", "kill", name], capture_output=True, check=False)
 
     async def _end(self, process: asyncio.subprocess.Process, name: str) -> None:
         assert process.stdin is not None

@@ -50,6 +50,21 @@ FLAGS = ("-S", "-s", "-B", "-c", BOOT)
 
 
 @dataclass(frozen=True)
+class Service:
+    """A trusted program that stays in a box and is asked again and again (`box/service.py`).
+
+    Args:
+        modules: Names and sources of what it is made of, standard library only, each importing
+            only those before it, as `from .name import`; the last one's
+            `serve(read_frame, write_frame)` runs.
+        memory_mb: MiB of the process.
+    """
+
+    modules: tuple[tuple[str, str], ...]
+    memory_mb: int
+
+
+@dataclass(frozen=True)
 class Start:
     """A command, its environment, and the frame to write to it first."""
 
@@ -63,9 +78,15 @@ def frame(content: Any) -> bytes:
     return struct.pack(">I", len(data)) + data
 
 
-def first_frame(config: dict[str, Any], names: Sequence[str] = MODULES) -> bytes:
-    """What `BOOT` reads: the modules *names*, the last of which serves with *config*."""
-    modules = [[name, (BOX / f"{name}.py").read_text(encoding="utf-8")] for name in names]
+def first_frame(
+    config: dict[str, Any], names: Sequence[str] = MODULES, service: Service | None = None
+) -> bytes:
+    """What `BOOT` reads: the modules *names*, or a *service*'s too, the last serving *config*."""
+    modules = [(name, (BOX / f"{name}.py").read_text(encoding="utf-8")) for name in names]
+    if service is not None:
+        last = ("service", (BOX / "service.py").read_text(encoding="utf-8"))
+        modules += [*service.modules, last]
+        config = {**config, "serve": service.modules[-1][0], "memory_mb": service.memory_mb}
     return frame({"modules": modules, "config": config})
 
 
@@ -120,7 +141,7 @@ def _folder() -> Iterator[str]:
 
 
 @contextmanager
-def bubblewrap_start() -> Iterator[Start]:
+def bubblewrap_start(service: Service | None = None) -> Iterator[Start]:
     """A worker inside bubblewrap."""
     prefix = os.path.realpath(sys.base_prefix)
     with _folder() as folder:
@@ -134,11 +155,11 @@ def bubblewrap_start() -> Iterator[Start]:
             "command": [interpreter(), *FLAGS],
         }
         launcher = [interpreter(), "-I", "-S", "-B", str(BOX / "launch.py"), json.dumps(plan)]
-        yield Start(launcher, {}, first_frame({"kind": "bubblewrap", "once": False}))
+        yield Start(launcher, {}, first_frame({"kind": "bubblewrap", "once": False}, service=service))
 
 
 @contextmanager
-def landlock_start() -> Iterator[Start]:
+def landlock_start(service: Service | None = None) -> Iterator[Start]:
     """A worker without namespaces, each answer bound by Landlock."""
     prefix = os.path.realpath(sys.base_prefix)
     with _folder() as folder:
@@ -155,9 +176,8 @@ def landlock_start() -> Iterator[Start]:
             "library": [prefix],
             "hidden": hidden(prefix),
         }
-        yield Start(
-            [interpreter(), *FLAGS], {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}, first_frame(config)
-        )
+        environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
+        yield Start([interpreter(), *FLAGS], environment, first_frame(config, service=service))
 
 
 _counter = itertools.count()

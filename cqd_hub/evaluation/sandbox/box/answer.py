@@ -42,7 +42,8 @@ def become_powerless(
         rules: Landlock rules to be bound by.
         uid: User to become (launched as root only).
     """
-    os.setsid()
+    if os.getsid(0) != os.getpid():
+        os.setsid()
     memory = limits["memory_mb"] << 20
     seconds = math.ceil(limits["cpu_seconds"]) + 1
     disk = limits["disk_mb"] << 20
