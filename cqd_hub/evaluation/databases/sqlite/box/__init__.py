@@ -1,0 +1,1 @@
+"""What runs in the box: standard library only, shipped there as text."""
