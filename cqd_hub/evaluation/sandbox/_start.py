@@ -155,7 +155,9 @@ def bubblewrap_start(service: Service | None = None) -> Iterator[Start]:
             "command": [interpreter(), *FLAGS],
         }
         launcher = [interpreter(), "-I", "-S", "-B", str(BOX / "launch.py"), json.dumps(plan)]
-        yield Start(launcher, {}, first_frame({"kind": "bubblewrap", "once": False}, service=service))
+        yield Start(
+            launcher, {}, first_frame({"kind": "bubblewrap", "once": False}, service=service)
+        )
 
 
 @contextmanager

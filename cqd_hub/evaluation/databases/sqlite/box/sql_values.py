@@ -400,6 +400,10 @@ def _like(value: Any, pattern: Any, escape: Any = "\\", exact: bool = False) -> 
     return int(like(text(value), text(pattern), text(escape), exact))
 
 
+def _like_binary(value: Any, pattern: Any, escape: Any = "\\") -> int:
+    return _like(value, pattern, escape, exact=True)
+
+
 def _key(*values: Any) -> Any:
     """One value for several, so that they can be counted as distinct together."""
     if any(value is None for value in values):
@@ -475,7 +479,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "sha2": _sha2, "crc32": lambda value: zlib.crc32(_bytes(value)),
     "to_base64": lambda value: base64.b64encode(_bytes(value)).decode(),
     "from_base64": _from_base64, "like": _like,
-    "like_binary": lambda *values: _like(*values, exact=True), "regexp": _regexp,
+    "like_binary": _like_binary, "regexp": _regexp,
     "regexp_replace": _regexp_replace, "regexp_substr": _regexp_substr,
     "regexp_instr": _regexp_instr,
     "xor": lambda one, other: int(bool(number(one)) != bool(number(other))),
