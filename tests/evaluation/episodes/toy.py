@@ -74,6 +74,8 @@ class Letters(Environment):
         }
 
     def fail(self, place: str, sample: Sample) -> None:
+        if Path(self.options.log).with_name("mended").exists():
+            return
         where, _, rest = self.options.fail.partition(":")
         name, _, times = rest.partition(":")
         if (place, sample.id) == (where, name):
