@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +22,7 @@ from cqd_hub.evaluation.engine import Candidate, Engine, Generate, Reply, Reques
 from cqd_hub.evaluation.execution import EXECUTIONS, Execution
 from cqd_hub.evaluation.judging import Verdicts
 from cqd_hub.evaluation.measurement import Measurement
+from cqd_hub.evaluation.prompts import chat_text, keep_shots_apart, question_of
 from cqd_hub.evaluation.requests import build_request
 from cqd_hub.evaluation.samples import Documents, choose, refuse_overlap
 from cqd_hub.evaluation.skill import Judged, Means
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from cqd_hub.evaluation.episodes import Resources
 
 EXECUTED = "executed"
-_POOL = 2000  # documents that few-shot examples are drawn from, at most
 
 
 class Sample(NamedTuple):
@@ -215,7 +214,7 @@ class TaskSkill:
         Raises:
             UserError: Two splits hold the same question, or the task needs what no engine gives.
         """
-        template = partial(_chat, tokenizer)
+        template = partial(chat_text, tokenizer)
         if settings.chat_template and not tokenizer.chat_template:
             raise UserError(
                 "the base has no chat template",
@@ -227,7 +226,14 @@ class TaskSkill:
             for split, documents in self._documents.items()
         }
         refuse_overlap(questions, lambda text: f"the question {text[-60:]!r}", self._where)
-        self._keep_shots_apart(settings, set().union(*questions.values()))
+        if shots := self._shots(settings):
+            keep_shots_apart(
+                self._task,
+                shots,
+                set().union(*questions.values()),
+                lambda document: self._question("for few-shot examples", document),
+                f"{self._where}.num_fewshot",
+            )
         for split, documents in self._documents.items():
             self.samples[split] = tuple(
                 self._sample(place, document, tokenizer, template, settings, seed)
@@ -251,29 +257,7 @@ class TaskSkill:
 
     def _question(self, place: str, document: dict[str, Any]) -> str:
         with self._task_code(place, UserError):
-            return _question(self._task, document)
-
-    def _keep_shots_apart(self, settings: SkillSettings, sampled: set[str]) -> None:
-        """Take every sample out of the documents that few-shot examples are drawn from."""
-        from lm_eval.api.samplers import FirstNSampler
-
-        task, shots = self._task, self._shots(settings)
-        if not shots or (task.fewshot_cfg.split is None and task.fewshot_cfg.samples):
-            return
-        ordered = isinstance(task.sampler, FirstNSampler)
-        pool = list(task.sampler.fewshot_docs())
-        if len(pool) > _POOL and not ordered:
-            pool = random.Random(0).sample(pool, _POOL)
-        pool = [d for d in pool if self._question("for few-shot examples", d) not in sampled]
-        # Where examples come from the test split, lm-eval draws one more than it shows.
-        spare = task.fewshot_cfg.split == task.config.test_split and not ordered
-        if len(pool) < shots + spare:
-            raise UserError(
-                f"{len(pool)} documents are left for {shots} few-shot examples beside the samples",
-                where=f"{self._where}.num_fewshot",
-                remedy="lower it, or leave some documents out of `splits` or `samples`",
-            )
-        task.sampler.replace_df(pool)
+            return question_of(self._task, document)
 
     def _shots(self, settings: SkillSettings) -> int:
         chosen = settings.num_fewshot
@@ -410,23 +394,3 @@ def _choice(replies: list[list[Reply]]) -> str:
     """What a log-likelihood task 'answered': the number of the likeliest choice."""
     likelihoods = [answers[0].log_likelihood for answers in replies]
     return str(max(range(len(likelihoods)), key=likelihoods.__getitem__))
-
-
-def _question(task: Any, document: dict[str, Any]) -> str:
-    """What is asked, without examples; for a bare log-likelihood the text that is scored too."""
-    parts = [task.doc_to_text(document)]
-    if task.config.doc_to_choice is not None:
-        parts.append(task.doc_to_choice(document))
-    elif task.OUTPUT_TYPE == "loglikelihood":
-        parts.append(task.doc_to_target(document))
-    return " | ".join(str(part) for part in parts)
-
-
-def _chat(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """The chat template over a history; without a generation prompt its last turn stays open."""
-    return tokenizer.apply_chat_template(
-        history,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt,
-    )
