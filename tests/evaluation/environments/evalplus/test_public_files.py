@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ NO_EXTREME, EXTREME = (
 )  # fmt: skip
 # Every oracle, every form of inputs, no plus inputs at all (793).
 SAMPLE = {
-    *(2, 3, 6, 63, 75, 106, 115, 124, 164, 232, 252, 259, 278, 295, 301, 307, 558, 580, 581, 590),
+    *(2, 3, 6, 63, 75, 106, 124, 232, 252, 259, 278, 301, 558, 580, 581, 590),
     *(722, 737, 787, 793, 794),
 }
 pytestmark = pytest.mark.skipif(
@@ -86,5 +85,4 @@ def test_doing_nothing_passes_nothing(ground: Open) -> None:
         for entry in opened.samples
         if opened.verdict(entry, f"def {entry}(*arguments):\n    return None").score
     ]
-    # Any answer passes the first (its oracle), and `None` is right for the others.
-    assert json.dumps(passed) == json.dumps(["are_equivalent"])
+    assert passed == []
