@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from cqd_hub.recipe import Split
 
+# How an answer ends, and the note on it, when the individual's weights give no finite numbers: it
+# scores 0, whatever the task.
+NO_NUMBERS = "nan"
+NO_NUMBERS_NOTE = "the individual gives no finite numbers"
+
 
 @dataclass(frozen=True)
 class Measurement:

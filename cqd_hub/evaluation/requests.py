@@ -1,12 +1,13 @@
-"""One lm-eval instance to one engine request."""
+"""One lm-eval instance to one engine request, and which of several choices was the likeliest."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from cqd_hub.errors import UserError
-from cqd_hub.evaluation.engine import Generate, LogLikelihood, Request
+from cqd_hub.evaluation.engine import Generate, LogLikelihood, Reply, Request
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DECODING = {"until", "do_sample", "temperature", "top_p", *_LIMITS}
@@ -97,3 +98,9 @@ def _generate(prompt: tuple[int, ...], options: dict[str, Any], seed: int, where
         top_p=float(options.get("top_p") or 1.0) if sampled else 1.0,
         seed=seed,
     )
+
+
+def likeliest(replies: Sequence[Sequence[Reply]]) -> str:
+    """What a log-likelihood task 'answered': the number of the likeliest choice."""
+    likelihoods = [answers[0].log_likelihood for answers in replies]
+    return str(max(range(len(likelihoods)), key=likelihoods.__getitem__))

@@ -21,9 +21,9 @@ from cqd_hub.evaluation.drafts import Drafts, Said
 from cqd_hub.evaluation.engine import Candidate, Engine, Generate, Reply, Request
 from cqd_hub.evaluation.execution import EXECUTIONS, Execution
 from cqd_hub.evaluation.judging import Verdicts
-from cqd_hub.evaluation.measurement import Measurement
+from cqd_hub.evaluation.measurement import NO_NUMBERS, NO_NUMBERS_NOTE, Measurement
 from cqd_hub.evaluation.prompts import chat_text, keep_shots_apart, question_of
-from cqd_hub.evaluation.requests import build_request
+from cqd_hub.evaluation.requests import build_request, likeliest
 from cqd_hub.evaluation.samples import Documents, choose, refuse_overlap
 from cqd_hub.evaluation.skill import Judged, Means
 from cqd_hub.evaluation.tasks import LoadedTask, build_filters, filter_list, unsafe
@@ -103,17 +103,21 @@ class TaskSkill:
         await asyncio.gather(*itertools.chain(*futures))
         replies = [[future.result() for future in repeats] for repeats in futures]
         first = replies[0][0]
-        path, note = means.engine.path, ""
+        path, note, text = means.engine.path, "", ""
         if self.execution:
             assert means.judge.sandbox is not None
             path = f"{path}+{means.judge.sandbox.kind}"
+        if any(reply.finish == NO_NUMBERS for reply in itertools.chain(*replies)):
+            first = dataclasses.replace(first, finish=NO_NUMBERS)
+            score, note = 0.0, NO_NUMBERS_NOTE
+        elif self.execution:
             text = self.answer(sample, replies)
             score, note = await means.judge.judge(
                 self.name, sample.id, self.execution, sample.document, text
             )
         else:
             scored = first.finish == "scored"
-            text = _choice(replies) if scored else "\n".join(reply.text for reply in replies[0])
+            text = likeliest(replies) if scored else "\n".join(reply.text for reply in replies[0])
             score = self.score(sample, replies)
         measurement = Measurement(
             skill=self.name,
@@ -130,7 +134,8 @@ class TaskSkill:
 
     def recall(self, judged: Judged, verdicts: Verdicts) -> None:
         """Keep a verdict of an earlier session."""
-        verdicts.remember(self.name, judged.sample, judged.text, judged.score, judged.note)
+        if judged.finish != NO_NUMBERS:
+            verdicts.remember(self.name, judged.sample, judged.text, judged.score, judged.note)
 
     def said(self, measurement: Measurement) -> Sequence[Said]:
         """Its first answer: one turn."""
@@ -388,9 +393,3 @@ class TaskSkill:
                 if fault := self.execution.fault(document):
                     raise UserError(f"document {place} {fault}", where=f"{self._where}.task")
         return result
-
-
-def _choice(replies: list[list[Reply]]) -> str:
-    """What a log-likelihood task 'answered': the number of the likeliest choice."""
-    likelihoods = [answers[0].log_likelihood for answers in replies]
-    return str(max(range(len(likelihoods)), key=likelihoods.__getitem__))

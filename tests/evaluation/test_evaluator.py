@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ from cqd_hub.evaluation.sandbox import (
     available,
     open_sandbox,
 )
+from cqd_hub.evaluation.skill import Judged
 from cqd_hub.evaluation.skills import load_skills
 from cqd_hub.genome import Basis, Genome
 from tests.evaluation.toy_tasks import choosing, generating, recipe, three_splits
@@ -165,6 +167,23 @@ def test_an_infrastructure_failure_is_raised_and_not_remembered(
         assert "SELECT 2" in sandbox.texts
         assert len(sandbox.texts) == 4 - judged  # only what has no verdict yet
         assert evaluation.scores()["one"] == 0.5
+
+    run(tmp_path, basis, work)
+
+
+def test_weights_that_are_no_numbers_score_nothing(tmp_path: Path, basis: Basis) -> None:
+    async def work(evaluator: Evaluator, sandbox: Counting, candidate: Candidate) -> None:
+        genome = candidate.genome
+        broken = Genome(genome.basis, genome.coefficients * np.float32(np.nan))
+        found = await evaluator.evaluate(Candidate(7, broken), "test")
+        assert {(one.score, one.finish) for one in found.measurements} == {(0.0, "nan")}
+        assert {one.note for one in found.measurements} == {
+            "the individual gives no finite numbers"
+        }
+        assert sandbox.texts == []
+        for one in found.measurements:
+            evaluator.recall(Judged(one.skill, one.sample, one.text, one.finish, 0.0, one.note))
+        assert (await evaluator.evaluate(candidate, "test")).scores()["one"] == 0.5
 
     run(tmp_path, basis, work)
 

@@ -130,6 +130,7 @@ class Renderer:
 
     def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """Token ids of *text*, with the tokenizer's own at the beginning if *special*."""
+        text = text.encode(errors="replace").decode()  # half characters are no tokenizer's
         return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def spoken(self, reply: Reply) -> tuple[int, ...]:

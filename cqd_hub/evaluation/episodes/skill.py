@@ -25,7 +25,7 @@ from cqd_hub.evaluation.episodes.render import Dialogue, Renderer
 from cqd_hub.evaluation.episodes.stage import EpisodeLost, Scene, Stage
 from cqd_hub.evaluation.episodes.transcript import Exchange
 from cqd_hub.evaluation.judging import Verdicts
-from cqd_hub.evaluation.measurement import Measurement
+from cqd_hub.evaluation.measurement import NO_NUMBERS, NO_NUMBERS_NOTE, Measurement
 from cqd_hub.evaluation.samples import choose
 from cqd_hub.evaluation.skill import Judged, Means
 from cqd_hub.recipe import SPLITS, Recipe, Split
@@ -167,7 +167,7 @@ class EpisodeSkill:
         for exchange in exchanges:
             replies.append(exchange.reply)
             memory.turns[key_of(sample.id, replies)] = exchange.seen or verdict
-        if not exchanges or exchanges[-1].seen is not None:
+        if judged.finish != NO_NUMBERS and (not exchanges or exchanges[-1].seen is not None):
             spent = len(exchanges) == self._environment.rounds
             end = ROUNDS_SPENT if spent else CONTEXT_FULL
             memory.turns[key_of(sample.id, replies, end)] = verdict
@@ -303,6 +303,8 @@ class _Player:
                     verdict = await scene.end(CONTEXT_FULL)
                     return verdict._replace(note=verdict.note or problem), exchanges
                 reply = await self._ask(request, exchanges)
+                if reply.finish == NO_NUMBERS:
+                    return Verdict(0.0, NO_NUMBERS, NO_NUMBERS_NOTE), exchanges
                 message, said = dialogue.reply(reply)
                 follows = await scene.step(message, said)
                 if isinstance(follows, Verdict):

@@ -26,7 +26,12 @@ def write(exchanges: Sequence[Exchange]) -> str:
         if exchange.seen is not None:
             turn["seen"] = _plain(exchange.seen)
         turns.append(turn)
-    return json.dumps(turns, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(turns, separators=(",", ":"), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half characters, which no database takes
+        return json.dumps(turns, separators=(",", ":"))
+    return text
 
 
 def read(text: str, tokens: Sequence[int] = ()) -> list[Exchange]:

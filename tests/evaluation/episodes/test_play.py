@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.evaluation.evaluator import Evaluation, Evaluator
 from cqd_hub.evaluation.measurement import Measurement
-from cqd_hub.genome import Basis
+from cqd_hub.evaluation.skill import Judged
+from cqd_hub.genome import Basis, Genome
 from tests.evaluation.episodes.common import log, manifest, play
 
 
@@ -136,6 +138,24 @@ def test_a_slow_episode_does_not_stop_the_others(tmp_path: Path, basis: Basis) -
     assert len(play(tmp_path, basis, on_test).measurements) == 6
     closed = log(tmp_path, "close ")
     assert closed[-1] == "close test-0"
+
+
+def test_weights_that_are_no_numbers_score_nothing(tmp_path: Path, basis: Basis) -> None:
+    manifest(tmp_path, "Remembered")
+
+    async def work(evaluator: Evaluator, candidates: list[Candidate]) -> None:
+        genome = candidates[1].genome
+        broken = Genome(genome.basis, genome.coefficients * np.float32(np.nan))
+        found = await evaluator.evaluate(Candidate(7, broken), "test", ["one"])
+        for one in found.measurements:
+            assert (one.score, one.finish, one.text) == (0.0, "nan", "[]")
+            assert one.note == "the individual gives no finite numbers"
+            judged = Judged("one", one.sample, one.text, one.finish, one.score, one.note)
+            evaluator.recall(judged)
+        after = await on_test(evaluator, candidates)
+        assert {one.finish for one in after.measurements} == {"completed", "task limit reached"}
+
+    play(tmp_path, basis, work)
 
 
 def test_no_more_live_at_once_than_the_environment_allows(tmp_path: Path, basis: Basis) -> None:

@@ -151,7 +151,16 @@ def test_transcripts_come_back_whole(tokenizer: Any) -> None:
     ]
     text = write(exchanges)
     assert "\n" not in text
+    assert text.encode()
     assert read(text, (1, 2, 3)) == exchanges
+
+
+def test_half_characters_reach_no_tokenizer(tokenizer: Any) -> None:
+    for format_ in ("plain", "chat"):
+        dialogue = renderer(tokenizer, format_).begin([Message("user", "\udce9")])  # type: ignore[arg-type]
+        dialogue.reply(replied(tokenizer, "x"))
+        dialogue.see([Message("user", "\ud83d?")])
+        assert "user: ?<eos>" in spell(tokenizer, dialogue) or format_ == "plain"
 
 
 class TestPlayed:
