@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from cqd_hub.assets import folder
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.environments.agentbench_os import OperatingSystem
 from cqd_hub.evaluation.environments.agentbench_os.grammar import Bash, Commit, parse_text
 from cqd_hub.evaluation.environments.agentbench_os.prompts import no_prompts, own_prompts
 from cqd_hub.evaluation.environments.agentbench_os.upstream import upstream_prompts
+from cqd_hub.evaluation.episodes.manifest import find_manifest, load_manifest
 from tests.evaluation.environments.agentbench_os.upstream import write_checkout, write_samples
 
 CHECKOUT = str(Path(__file__).parent / "checkout")
@@ -89,6 +91,26 @@ def test_faithful_refuses_prompts_that_are_not_upstreams(prompts: str) -> None:
 def test_faithful_takes_upstreams(tmp_path: Path) -> None:
     write_checkout(tmp_path, tools=False)
     OperatingSystem(options(faithful=True, prompts=str(tmp_path)), Path("/"))
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect"),
+    [
+        ("agentbench_os", "agentbench-v0.2"),
+        ("agentbench_os_fc", "agentbench-fc"),
+        ("agentbench_os_cycleqd", "cycleqd"),
+    ],
+)
+def test_the_shipped_manifests(name: str, dialect: str) -> None:
+    place = find_manifest(name, [folder("evals")], Path("/"), "skills.os")
+    assert place is not None
+    given = {"data": "checkout"}
+    environment = load_manifest(*place, given, Path(CHECKOUT).parent, "skills.os").environment
+    assert isinstance(environment, OperatingSystem)
+    assert environment.options.dialect == dialect
+    assert environment.rounds == (5 if dialect == "cycleqd" else 8)
+    with pytest.raises(UserError, match="needs data"):
+        load_manifest(*place, {}, Path("/"), "skills.os")
 
 
 def test_without_data_it_says_where_they_are() -> None:
