@@ -46,7 +46,7 @@ mkdir -p /etc/apt/sources.list.d /var/lib/apt/lists/partial
 echo 'deb [trusted=yes] file:/opt/packages ./' > /etc/apt/sources.list
 echo 'APT::Sandbox::User "root";' > /etc/apt/apt.conf.d/90machine
 echo box > /etc/hostname
-printf '127.0.0.1 localhost box\\n::1 localhost\\n' > /etc/hosts
+printf '127.0.0.1 localhost box\\n::1 localhost\\n' > /etc/hosts  # as in `box.layers`
 rm -f /etc/resolv.conf /etc/machine-id /var/lib/dbus/machine-id
 : > /etc/resolv.conf
 : > /etc/machine-id

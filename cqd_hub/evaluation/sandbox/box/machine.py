@@ -63,7 +63,7 @@ def main(config: Mapping[str, Any]) -> None:
             layers.move_in(config["limits"])
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-        kernel.bound_capabilities(without=kernel.CAP_SYS_ADMIN)
+        kernel.bound_capabilities(layers.RIGHTS.values())
         seccomp.install(seccomp.assemble(sockets=True))
         agent = Agent(config)
         write_frame({"ready": True})
