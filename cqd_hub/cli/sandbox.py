@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -61,10 +62,8 @@ def build(
 
     image = None
     if docker is not None and not force and tar is None:
-        try:
+        with contextlib.suppress(UserError):
             image = find_image(to)
-        except UserError:
-            pass
     image = image or build_image(to, suite=suite, tar=tar, force=force, note=note)
     if docker is not None:
         note(f"importing it into Docker as {docker}")

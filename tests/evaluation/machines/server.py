@@ -1,6 +1,6 @@
 """Machines behind lines of JSON, so that tests can have them as another user.
 
-    server.py KIND IMAGE [TAR]: opens them (from TAR, builds the image first) and serves requests.
+server.py KIND IMAGE [TAR]: opens them (from TAR, builds the image first) and serves requests.
 """
 
 from __future__ import annotations
