@@ -302,7 +302,7 @@ def test_another_machine(box: Box) -> None:
     """Neither its files nor its processes; a changed system is changed for one machine only."""
     word = f"answer{os.getpid()}"
     box.run(f"echo {word} | tee /root/left /tmp/left /dev/shm/left /run/left /opt/left")
-    box.run(f"(bash -c ': {word}; sleep 60' &) >/dev/null 2>&1")
+    box.run(f"(bash -c ': {word}; sleep 60; :' &) >/dev/null 2>&1")
     box.run("printf '#!/bin/sh\\necho forged\\n' > /usr/bin/python3; rm -rf /usr/lib/python3*")
     box.run("cp /bin/true /bin/bash; chmod 0 /etc/passwd")
     first = box.machine
