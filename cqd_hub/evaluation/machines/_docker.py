@@ -8,6 +8,7 @@ import uuid
 from dataclasses import asdict
 
 from cqd_hub.evaluation.sandbox._sandboxes import no_proxies
+from cqd_hub.evaluation.sandbox._worker import start_process
 from cqd_hub.evaluation.sandbox.box import enter, groups, layers
 
 from ._agent import AgentMachine, agent_frame, end_process
@@ -35,15 +36,7 @@ class DockerMachines(SpareMachines):
 
     async def _new(self, limits: MachineLimits) -> AgentMachine:
         name = f"cqd-hub-{uuid.uuid4().hex}"
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *docker_run(name, self._image, limits),
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            start_new_session=True,
-            limit=1 << 20,
-        )
+        process = await start_process(docker_run(name, self._image, limits), None)
 
         async def end() -> None:
             # The agent ends with its standard input; the client with the container.

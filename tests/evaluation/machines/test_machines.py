@@ -311,3 +311,15 @@ def test_opening_is_light() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'lm_eval')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_closing_while_one_is_started_ahead() -> None:
+    async def main(machines: Machines) -> None:
+        for pause in (0.0, 0.001, 0.003, 0.01, 0.03, 0.1):
+            for _ in range(3):
+                await (await machines.start(LIMITS)).close()
+                await asyncio.sleep(pause)
+                async with asyncio.timeout(30):
+                    await machines.close()
+
+    with_machines(main)
