@@ -47,6 +47,18 @@ def evolve(
         typer.Option("--push-minutes", min=0, help="Or minutes [default: 10]."),
     ] = None,
     accept_licence: AcceptOption = False,
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            metavar="WHO",
+            help="local, processes, ray or ray://HOST:PORT [default: local; with several GPUs a "
+            "process for each].",
+        ),
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Worker processes or Ray actors.")
+    ] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,6 +75,8 @@ def evolve(
         cqd-hub evolve with-one-more-expert.yaml --from me/quickstart
 
         cqd-hub evolve recipe.yaml --push me/first --push-every 100
+
+        cqd-hub evolve recipe.yaml --executor ray://head:10001
     """
     from cqd_hub.recipe import Recipe, find_recipe, load_yaml
 
@@ -98,7 +112,17 @@ def evolve(
                 )
                 uploader.check()
                 observer = Publishing(observer, uploader)
-            asyncio.run(run(loaded, path.resolve().parent, folder, observer, seeds=seeds))
+            asyncio.run(
+                run(
+                    loaded,
+                    path.resolve().parent,
+                    folder,
+                    observer,
+                    seeds=seeds,
+                    executor=executor,
+                    workers=workers,
+                )
+            )
     except (Stopped, KeyboardInterrupt, asyncio.CancelledError):
         print(f"stopped; to go on: {_again()}", file=sys.stderr)
         if uploader is not None:

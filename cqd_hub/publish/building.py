@@ -56,8 +56,8 @@ class Workshop:
     @cached_property
     def basis(self) -> Basis:
         """Base, experts and factors of the run."""
+        from cqd_hub.run.lineup import open_basis
         from cqd_hub.run.models import pins_of
-        from cqd_hub.run.workbench import open_basis
 
         manifest = self.view.manifest
         return open_basis(

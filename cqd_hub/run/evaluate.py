@@ -16,10 +16,11 @@ from cqd_hub.hub.reference import is_reference, parse
 from cqd_hub.recipe import Recipe, Split
 from cqd_hub.run.directory import read_manifest, read_recipe
 from cqd_hub.run.journal import Journal
+from cqd_hub.run.lineup import shares_kept
 from cqd_hub.run.merges import present
 from cqd_hub.run.models import pins_of
 from cqd_hub.run.select import find
-from cqd_hub.run.workbench import open_workbench, shares_kept
+from cqd_hub.run.workbench import open_workbench
 from cqd_hub.statistics import Interval, average_interval, mean_interval
 
 

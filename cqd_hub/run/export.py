@@ -25,10 +25,10 @@ from cqd_hub.genome.export import (
 )
 from cqd_hub.run.directory import read_manifest, read_recipe
 from cqd_hub.run.journal import Individual, Journal
+from cqd_hub.run.lineup import open_basis
 from cqd_hub.run.merges import kept_merges
 from cqd_hub.run.models import pins_of
 from cqd_hub.run.select import find
-from cqd_hub.run.workbench import open_basis
 
 if TYPE_CHECKING:
     from cqd_hub.genome import Basis

@@ -18,10 +18,11 @@ from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.files import write_atomic
 from cqd_hub.genome import Genome, combine
 from cqd_hub.recipe import Split
+from cqd_hub.run.executors import Executor, Job
 from cqd_hub.run.journal import Individual, Journal, Role
+from cqd_hub.run.lineup import Lineup, shares_kept
 from cqd_hub.run.merges import present
 from cqd_hub.run.progress import Observer, Stopped
-from cqd_hub.run.workbench import Workbench, shares_kept
 from cqd_hub.search import Cycle, aggregation_weights
 
 _TOP = 8  # elites by average that are scored again on validation
@@ -46,14 +47,16 @@ class Finish:
 
     def __init__(
         self,
-        bench: Workbench,
+        lineup: Lineup,
+        executor: Executor,
         journal: Journal,
         cycle: Cycle,
         folder: Path,
         observer: Observer,
         stop: asyncio.Event,
     ) -> None:
-        self._bench, self._journal, self._cycle = bench, journal, cycle
+        self._lineup, self._executor = lineup, executor
+        self._journal, self._cycle = journal, cycle
         self._folder, self._observer, self._stop = folder, observer, stop
         self._outsiders = journal.outsiders()
 
@@ -104,7 +107,7 @@ class Finish:
     def _ancestors(self) -> list[_Candidate]:
         base, *_ = self._journal.individuals(Role.BASE)
         experts = self._journal.individuals(Role.EXPERT)
-        kept, rank = shares_kept(self._bench.basis), self._bench.recipe.genome.rank
+        kept, rank = shares_kept(self._lineup.basis), self._lineup.recipe.genome.rank
         return [
             _Candidate(base.id, "base", "base"),
             *(
@@ -118,14 +121,14 @@ class Finish:
         ]
 
     def _equal_merge(self) -> _Candidate:
-        count = len(self._bench.recipe.experts)
+        count = len(self._lineup.recipe.experts)
         return self._scaled(1 / count, "equal merge")
 
     def _scalings(self) -> list[_Candidate]:
         return [self._scaled(scale, f"all experts × {scale:g}") for scale in _SCALES]
 
     def _scaled(self, scale: float, label: str) -> _Candidate:
-        basis = self._bench.basis
+        basis = self._lineup.basis
         experts = [
             Genome.of_expert(basis.hash, basis.layout, number)
             for number in range(len(basis.experts))
@@ -135,7 +138,7 @@ class Finish:
 
     def _best_per_skill(self) -> list[_Candidate]:
         result = []
-        for skill, archive in zip(self._bench.recipe.skills, self._cycle.archives, strict=True):
+        for skill, archive in zip(self._lineup.recipe.skills, self._cycle.archives, strict=True):
             assert archive.best is not None
             result.append(_Candidate(archive.best.individual, f"best elite for {skill}", "elite"))
         return result
@@ -150,7 +153,7 @@ class Finish:
 
     def _aggregate(self) -> _Candidate:
         """θ_base + Σ_k β_k τ_k over the archives' best elites, β = softmax of their scores."""
-        settings, layout = self._bench.recipe.aggregation, self._bench.basis.layout
+        settings, layout = self._lineup.recipe.aggregation, self._lineup.basis.layout
         best = [archive.best for archive in self._cycle.archives]
         scores = np.array([elite.scores[k] for k, elite in enumerate(best) if elite])
         weights = aggregation_weights(
@@ -191,16 +194,16 @@ class Finish:
     async def _average(self, number: int, split: Split) -> float:
         """Evaluate what has not been evaluated, and return the average over skills."""
         known = self._journal.scores_of(number, split)
-        missing = [skill for skill in self._bench.recipe.skills if skill not in known]
+        missing = [skill for skill in self._lineup.recipe.skills if skill not in known]
         if missing:
             if self._stop.is_set():
                 raise Stopped
             candidate = Candidate(number, self._genome(number))
-            async with present(self._bench.merges, candidate.genome):
-                evaluation = await self._bench.evaluator.evaluate(candidate, split, missing)
-            self._journal.measure(number, evaluation.measurements)
+            async with present(self._lineup.merges, candidate.genome):
+                done = await self._executor.evaluate(Job(candidate, split, tuple(missing)))
+            self._journal.measure(number, done.measurements)
             known = self._journal.scores_of(number, split)
-        return _mean(known[skill] for skill in self._bench.recipe.skills)
+        return _mean(known[skill] for skill in self._lineup.recipe.skills)
 
     def _genome(self, number: int) -> Genome:
         return Genome.from_bytes(self._journal.individual(number).genome)

@@ -68,6 +68,12 @@ class Models:
         """By name, the base first."""
         return {"base": self.base, **self.experts}
 
+    @property
+    def pins(self) -> dict[str, str]:
+        """Place → commit of those that are from the Hub."""
+        everyone = self.everyone.values()
+        return {model.place: model.fetched.sha for model in everyone if model.fetched}
+
     @contextmanager
     def speaking(self, note: Note) -> Iterator[Note]:
         """Errors in the block, and lines for *note*, name models of the Hub as they were given."""

@@ -148,7 +148,7 @@ def seeds_of_run(folder: Path, *, note: Any = lambda line: None) -> Seeds:
     from cqd_hub.run.archives import expert_scores, make_cycle, replay
     from cqd_hub.run.directory import read_manifest, read_recipe
     from cqd_hub.run.journal import Journal
-    from cqd_hub.run.workbench import open_basis
+    from cqd_hub.run.lineup import open_basis
 
     recipe, manifest = read_recipe(folder), read_manifest(folder)
     assert manifest is not None  # read_recipe has read it

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cqd_hub.errors import UserError
 from cqd_hub.files import size_text
 from cqd_hub.genome import Genome, Layout
-from cqd_hub.run.workbench import Workbench
+from cqd_hub.run.lineup import Lineup
 
 _MEASUREMENT = 400  # bytes of a journal row with a short answer, indices included
 _REPORT = 8 << 20
 
 
-def check_space(folder: Path, bench: Workbench, present: int) -> None:
+def check_space(folder: Path, lineup: Lineup, samples: int, present: int) -> None:
     """Raise a `UserError` if what a run still has to write would not fit on its disk.
 
-    *present* individuals are written already. An estimate: genomes of experts' size, short
-    answers, figures, merged children up to their budget. Running out later loses nothing.
+    *present* individuals are written already, each answers *samples* questions. An estimate:
+    genomes of experts' size, short answers, figures, merged children up to their budget. Running
+    out later loses nothing.
     """
-    genome = len(Genome.of_base(bench.basis.hash, bench.basis.layout).to_bytes())
-    mutation = bench.recipe.variation.mutation
+    genome = len(Genome.of_base(lineup.basis.hash, lineup.basis.layout).to_bytes())
+    mutation = lineup.recipe.variation.mutation
     if mutation.kind == "svd" and mutation.of == "child":
-        genome += _cores(bench.basis.layout)
-    samples = sum(len(skill.samples["optimisation"]) for skill in bench.skills.values())
-    missing = max(bench.recipe.search.children + len(bench.recipe.experts) - present, 0)
+        genome += _cores(lineup.basis.layout)
+    missing = max(lineup.recipe.search.children + len(lineup.recipe.experts) - present, 0)
     needed = missing * (genome + samples * _MEASUREMENT) + _REPORT
-    if bench.merges is not None:
+    if lineup.merges is not None:
         there = sum(path.stat().st_size for path in (folder / "merges").glob("*.safetensors"))
-        budget = max(bench.recipe.genome.disk_bytes, bench.merges.size) - there
-        needed += max(min(budget, missing * bench.merges.size), 0)
+        budget = max(lineup.recipe.genome.disk_bytes, lineup.merges.size) - there
+        needed += max(min(budget, missing * lineup.merges.size), 0)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -38,6 +40,11 @@ def check_space(folder: Path, bench: Workbench, present: int) -> None:
             where=str(folder),
             remedy="free some space or choose another --out",
         )
+
+
+def asked(manifest: Mapping[str, Any]) -> int:
+    """How many questions an individual answers while it is searched for."""
+    return sum(task["samples"]["optimisation"] for task in manifest["tasks"].values())
 
 
 def _cores(layout: Layout) -> int:

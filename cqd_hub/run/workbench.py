@@ -6,7 +6,7 @@ import asyncio
 import importlib.metadata
 import platform
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,41 +20,31 @@ from cqd_hub.evaluation.sandbox import Sandbox, open_sandbox
 from cqd_hub.evaluation.skills import Skill, load_skills
 from cqd_hub.recipe import Recipe
 from cqd_hub.recipe.schema import Evaluation
+from cqd_hub.run.lineup import Lineup, check_basis, check_crossover, factor
 from cqd_hub.run.merges import open_merges
-from cqd_hub.run.models import Models, find_models, open_found
+from cqd_hub.run.models import find_models, open_found
 
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
-    from cqd_hub.genome import Basis
-    from cqd_hub.genome.merge.store import MergeStore
-    from cqd_hub.genome.models.experts import Base, Expert
 
 _VERSIONED = ("torch", "transformers", "safetensors", "numpy", "lm-eval", "datasets", "peft")
 
 
 @dataclass(frozen=True)
-class Workbench:
-    """An open recipe.
+class Workbench(Lineup):
+    """A lineup, and all it takes to evaluate what is made of it.
 
     Args:
-        recipe: What was asked.
-        models: Where base and experts are.
-        basis: Factored experts.
         engine: Running.
         skills: With prepared samples.
         sandbox: Open, or None where nothing is executed.
         evaluator: Over all of these.
-        merges: The merged children of a run; None where all its crossovers are linear.
     """
 
-    recipe: Recipe
-    models: Models
-    basis: Basis
     engine: SequentialEngine
     skills: dict[str, Skill]
     sandbox: Sandbox | None
     evaluator: Evaluator
-    merges: MergeStore | None
 
     def manifest(self) -> dict[str, Any]:
         """What a run made with this workbench promises to stay the same."""
@@ -120,7 +110,7 @@ async def open_workbench(
         UserError: Anything wrong with merge method, models, tasks, environments, device or sandbox.
         RunError: A model cannot be had from the Hub now.
     """
-    _check_crossover(recipe)
+    check_crossover(recipe)
     import torch
 
     from cqd_hub.evaluation.engine.loading import load_tokenizer
@@ -138,8 +128,8 @@ async def open_workbench(
             await skill.open(Resources(recipe.evaluation, lent.sandbox, note))
             stack.push_async_callback(skill.close)
         with models.speaking(note) as told:
-            basis = _factor(recipe, base, experts, told)
-        _compare(basis, expected, folder)
+            basis = factor(recipe, base, experts, told)
+        check_basis(basis, expected, folder)
         dtype = recipe.evaluation.dtype
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
@@ -155,7 +145,7 @@ async def open_workbench(
             skill.check(engine)
         await stack.enter_async_context(engine)
         evaluator = Evaluator(engine, skills, lent.opened)
-        yield Workbench(recipe, models, basis, engine, skills, lent.opened, evaluator, merges)
+        yield Workbench(recipe, models, basis, merges, engine, skills, lent.opened, evaluator)
 
 
 class _LentSandbox:
@@ -176,73 +166,6 @@ class _LentSandbox:
                 )
                 self.opened = await self._stack.enter_async_context(sandbox)
             return self.opened
-
-
-def open_basis(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    expected: str | None = None,
-    pins: Mapping[str, str] | None = None,
-    note: Callable[[str], None] = lambda line: None,
-) -> Basis:
-    """The basis of a recipe's models.
-
-    Args:
-        recipe: Names the models; relative paths start from *folder*.
-        pins: Commits of models of the Hub that a run keeps to, see `find_models`.
-        expected: Hash of the basis that a run's genomes refer to.
-        note: Called with a line for what takes time.
-
-    Raises:
-        UserError: Anything wrong with the models, or not the *expected* ones.
-    """
-    models = find_models(recipe, folder, pins=pins, note=note)
-    with models.speaking(note) as told:
-        basis = _factor(recipe, *open_found(models, note), told)
-    _compare(basis, expected, folder)
-    return basis
-
-
-def _check_crossover(recipe: Recipe) -> None:
-    """Ask mergekit for the method and its parameters, which takes no model."""
-    crossover = recipe.variation.crossover
-    if crossover.method != "linear":
-        from cqd_hub.genome.merge import check_method
-
-        check_method(crossover.method, crossover.parameters)
-
-
-def _compare(basis: Basis, expected: str | None, folder: Path) -> None:
-    if expected not in (None, basis.hash):
-        raise UserError(
-            "base or experts are not those the run was made with",
-            where=str(folder),
-            remedy="restore them",
-        )
-
-
-def _factor(
-    recipe: Recipe,
-    base: Base,
-    experts: Sequence[Expert],
-    note: Callable[[str], None],
-) -> Basis:
-    from cqd_hub.genome import build_basis, refuse_tails
-
-    settings, mutation = recipe.genome, recipe.variation.mutation
-    basis = build_basis(base, experts, rank=settings.rank, tail=settings.tail, progress=note)
-    if mutation.kind == "svd" and mutation.of == "child":
-        refuse_tails(basis)
-    for name, kept in zip(recipe.experts, shares_kept(basis), strict=True):
-        if kept < 0.9:
-            note(f"expert {name}: the basis keeps only {kept:.0%} of some matrix's task vector")
-    return basis
-
-
-def shares_kept(basis: Basis) -> list[float]:
-    """Per expert, the least share of ‖τ‖² that any matrix keeps in the basis; 1 with tails."""
-    return [1.0 if basis.has_tails else min(row.values(), default=1.0) for row in basis.retained]
 
 
 def versions() -> dict[str, str]:

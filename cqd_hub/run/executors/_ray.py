@@ -1,0 +1,333 @@
+"""Workers on the machines of a Ray cluster: actors with a resident model each.
+
+Steady state: an actor that is free takes the next job, whatever the others do. An actor or node
+that dies costs its jobs in flight, which go to others; machines may join and leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self
+
+from cqd_hub.errors import CqdHubError, RunError, UserError
+from cqd_hub.evaluation.measurement import Measurement
+from cqd_hub.evaluation.sandbox import printable
+from cqd_hub.genome import Basis
+from cqd_hub.run.executors._basis import basis_files, place_basis
+from cqd_hub.run.executors._interface import Done, Job
+from cqd_hub.run.executors._messages import decode_done, encode_error, encode_order, refuse_error
+from cqd_hub.run.executors._worker import Opening, Worker, open_worker
+from cqd_hub.run.journal import Journal
+
+_LOOK = 3.0  # seconds between two looks at what the cluster has
+_TRIES = 3  # workers that a job may end before it is blamed
+_PATIENCE = 600.0  # seconds that a run without any worker waits for one
+
+
+class RayExecutor:
+    """One actor per GPU of the cluster, or per *workers* on machines without.
+
+    Args:
+        opening: What each of them opens.
+        basis: Sent to machines whose cache lacks it.
+        address: ``ray://host:port``, or None for the cluster that `ray.init` finds, else a new one
+            of this machine alone.
+        workers: At most so many; None takes all that the cluster has room for.
+        note: Called with a line for what a person should know.
+    """
+
+    def __init__(
+        self,
+        opening: Opening,
+        basis: Basis,
+        *,
+        address: str | None,
+        workers: int | None,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._opening, self._basis, self._address = opening, basis, address
+        self._wanted, self._note = workers, note
+        self._journal: Journal | None = None
+        self._crew: list[_Hand] = []
+        self._refused: set[str] = set()  # nodes that lack something
+        self._free: asyncio.Queue[_Hand] = asyncio.Queue()
+        self._recruiter: asyncio.Task[None] | None = None
+        self._lost: UserError | None = None
+
+    @property
+    def workers(self) -> int:
+        return max(len(self._crew), 1)
+
+    @property
+    def width(self) -> int:
+        return max(sum(hand.width for hand in self._crew), 1)
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(_connect, self._address)
+        try:
+            import ray
+
+            stores: dict[str, dict[str, Any]] = {}
+            several = len([node for node in ray.nodes() if node["Alive"]]) > 1
+            if several or self._address is not None:
+                for store, name, path in basis_files(self._basis):
+                    stores.setdefault(store, {})[name] = ray.put(path.read_bytes())
+            self._stores = stores
+            await self._recruit(first=True)
+            self._recruiter = asyncio.create_task(self._keep_recruiting())
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        import ray
+
+        if self._recruiter is not None:
+            self._recruiter.cancel()
+            await asyncio.gather(self._recruiter, return_exceptions=True)
+        for hand in self._crew:
+            with contextlib.suppress(Exception):  # it may be gone
+                ray.kill(hand.actor)
+        await asyncio.to_thread(ray.shutdown)
+
+    async def manifests(self) -> Sequence[dict[str, Any]]:
+        return [hand.manifest for hand in self._crew]
+
+    def recall(self, journal: Journal) -> None:
+        """See `Executor.recall`; the answers of a job's parents go out with it."""
+        self._journal = journal
+
+    def _answers(self, job: Job) -> dict[int, list[Measurement]]:
+        journal = self._journal
+        if journal is None:
+            return {}
+        return {number: journal.measurements(number, job.split) for number in set(job.parents)}
+
+    async def evaluate(self, job: Job) -> Done:
+        """See `Executor.evaluate`; a job whose worker dies is handed out again."""
+        import ray.exceptions
+
+        order = encode_order(job, self._answers(job))
+        words = ""
+        for _ in range(_TRIES):
+            hand = await self._next_hand()
+            try:
+                data = await hand.actor.evaluate.remote(order)
+            except ray.exceptions.RayError as error:
+                words = _words(error)
+                self._dismiss(hand, words)
+                continue
+            if hand in self._crew:
+                self._free.put_nowait(hand)
+            return decode_done(data)
+        raise RunError(
+            f"individual {job.candidate.id} ended {_TRIES} workers: {words}",
+            remedy="see that the machines have memory to spare, then run the same command again",
+        )
+
+    async def _next_hand(self) -> _Hand:
+        while True:
+            try:
+                hand = await asyncio.wait_for(self._free.get(), _PATIENCE)
+            except TimeoutError:
+                if self._crew:  # all are busy with long jobs
+                    continue
+                raise self._lost or RunError(
+                    f"no worker came within {_PATIENCE:g} s",
+                    where="ray",
+                    remedy="see `ray status`, then run the same command again",
+                ) from None
+            if hand in self._crew:
+                return hand
+
+    def _dismiss(self, hand: _Hand, words: str) -> None:
+        if hand in self._crew:
+            self._crew.remove(hand)
+            self._note(f"a worker ended ({words}); its children are evaluated again")
+
+    # Who works.
+
+    async def _keep_recruiting(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK)
+            with contextlib.suppress(CqdHubError):  # told by a note
+                await self._recruit()
+
+    async def _recruit(self, *, first: bool = False) -> None:
+        """Start an actor on every node that has room for one; of the first ones wait for one."""
+        places = [
+            place for place in await asyncio.to_thread(_rooms) if place[0] not in self._refused
+        ]
+        room = (self._wanted or len(places)) - len(self._crew)
+        taken = {hand.place for hand in self._crew}
+        new = [_Hand(place) for place in places if place not in taken][: max(room, 0)]
+        results = await asyncio.gather(*(self._open(hand) for hand in new), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, CqdHubError):
+                raise result
+        if first and not self._crew:
+            errors = [result for result in results if isinstance(result, CqdHubError)]
+            if errors:
+                raise errors[0]
+            raise UserError(
+                "the cluster has no room for a worker",
+                where="ray",
+                remedy="see `ray status`; a worker needs one GPU, or one CPU where there is none",
+            )
+
+    async def _open(self, hand: _Hand) -> None:
+        import ray.exceptions
+
+        try:
+            await hand.open(self._opening, self._stores)
+        except ray.exceptions.RayError as error:
+            raise RunError(f"a worker does not start: {_words(error)}", where="ray") from None
+        except CqdHubError as error:
+            self._refused.add(hand.place[0])
+            self._note(f"node {hand.place[0][:8]} is left out: {error}")
+            raise
+        self._crew.append(hand)
+        for _ in range(hand.width):
+            self._free.put_nowait(hand)
+
+
+class _Hand:
+    """One actor and what the driver knows of it.
+
+    Args:
+        place: (node, number on it).
+    """
+
+    def __init__(self, place: tuple[str, int]) -> None:
+        self.place = place
+        self.actor: Any = None
+        self.manifest: dict[str, Any] = {}
+        self.width = 1
+
+    async def open(self, opening: Opening, stores: Any) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        gpus = ray.cluster_resources().get("GPU", 0) > 0
+        pinned = NodeAffinitySchedulingStrategy(self.place[0], soft=False)
+        options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        actor = ray.remote(_Actor).options(
+            **options, scheduling_strategy=pinned, max_concurrency=64
+        )
+        self.actor = actor.remote(opening.to_json())
+        told = json.loads(await self.actor.open.remote(stores))
+        refuse_error(told)
+        self.manifest, self.width = told["manifest"], told["width"]
+
+
+class _Actor:
+    """What Ray keeps on another machine."""
+
+    def __init__(self, opening: str) -> None:
+        self._opening = Opening.from_json(opening)
+        self._stack = AsyncExitStack()
+        self._worker: Worker | None = None
+
+    async def open(self, stores: dict[str, dict[str, Any]]) -> str:
+        """Place the basis, open the workbench; a hello or an error, as JSON."""
+        import ray
+
+        def content(reference: Any) -> Callable[[], bytes]:
+            return lambda: ray.get(reference)
+
+        try:
+            if stores:
+                wanted = {
+                    store: {name: content(reference) for name, reference in files.items()}
+                    for store, files in stores.items()
+                }
+                await asyncio.to_thread(place_basis, wanted)
+            self._worker = await self._stack.enter_async_context(open_worker(self._opening))
+        except CqdHubError as error:
+            return encode_error(error).decode()
+        return self._worker.hello
+
+    async def evaluate(self, order: bytes) -> bytes:
+        assert self._worker is not None
+        return await self._worker.evaluate(order)
+
+
+def _connect(address: str | None) -> None:
+    """Join or start a cluster.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster cannot be reached or speaks another version.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "Ray is not installed", where="--executor", remedy="pip install 'cqd-hub[ray]'"
+        ) from None
+    if address is not None:
+        _knock(address)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=None if address else False,
+        )
+    except (ConnectionError, TimeoutError) as error:
+        raise UserError(
+            f"no Ray cluster answers: {_words(error)}",
+            where=f"--executor {address or 'ray'}",
+            remedy="start it with `ray start --head`, and check address and port",
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the Ray cluster cannot be joined: {_words(error)}",
+            where=f"--executor {address or 'ray'}",
+            remedy=f"use Ray {version('ray')} and this Python on all machines",
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise a `UserError` where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray cluster answers: {printable(str(error))}",
+            where=f"--executor {address}",
+            remedy="start it with `ray start --head`, and check address and port",
+        ) from None
+
+
+def _rooms() -> list[tuple[str, int]]:
+    """(node, number) of every worker that the cluster as a whole has room for."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    key = "GPU" if any(node["Resources"].get("GPU") for node in nodes) else "CPU"
+    return [
+        (node["NodeID"], number)
+        for node in nodes
+        for number in range(int(node["Resources"].get(key, 0)))
+    ]
+
+
+def _words(error: BaseException) -> str:
+    """The first telling line of an error of Ray's, which may be pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(lines[0] if lines else type(error).__name__, 200)

@@ -1,0 +1,69 @@
+"""From a genome to rows of the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cqd_hub.evaluation.engine import Candidate
+from cqd_hub.genome import Genome
+from cqd_hub.run.executors import Executor, Job
+from cqd_hub.run.journal import Individual, Journal, Role
+
+_REMEMBERED = 64  # genomes kept in memory
+
+
+class Recorder:
+    """Has individuals evaluated on the optimisation samples and records them with what they scored.
+
+    Attributes:
+        reused: Share of the answers whose verdict was known.
+    """
+
+    def __init__(self, executor: Executor, journal: Journal) -> None:
+        self._executor, self._journal = executor, journal
+        self._genomes: dict[int, Genome] = {}
+        self._executed = self._reused = 0
+
+    @property
+    def reused(self) -> float:
+        answers = self._executed + self._reused
+        return self._reused / answers if answers else 0.0
+
+    async def add(
+        self,
+        number: int,
+        role: Role,
+        name: str,
+        genome: Genome,
+        *,
+        generation: int | None = None,
+        lineage: dict[str, Any] | None = None,
+        parents: Sequence[int] = (),
+    ) -> None:
+        """Evaluate one individual and write it down, all or nothing."""
+        job = Job(Candidate(number, genome), "optimisation", parents=tuple(parents))
+        done = await self._executor.evaluate(job)
+        self._executed += done.executed
+        self._reused += done.reused
+        self._journal.add(
+            Individual(
+                id=number,
+                role=role,
+                name=name,
+                genome=genome.to_bytes(),
+                genome_hash=genome.hash,
+                generation=generation,
+                lineage=lineage or {},
+                seconds=done.seconds,
+            ),
+            done.measurements,
+        )
+
+    def genome(self, number: int) -> Genome:
+        """A recorded individual's."""
+        if number not in self._genomes:
+            self._genomes[number] = Genome.from_bytes(self._journal.individual(number).genome)
+            while len(self._genomes) > _REMEMBERED:
+                del self._genomes[next(iter(self._genomes))]
+        return self._genomes[number]

@@ -1,1 +1,0 @@
-"""Tests of machines; a package so that they share the fixture's helpers."""
