@@ -38,8 +38,8 @@ def longest_row(config: Any) -> int:
 class RowCache:
     """What a transformers model is given as ``past_key_values``.
 
-    `aim` says which rows the next forward pass works on and where its tokens go. Column ``-1``
-    stands for a token that is only there to fill the rectangle; nothing reads it.
+    `aim` or `aim_packed` says where the next forward pass's tokens go. Column ``-1`` stands for a
+    token that is only there to fill the rectangle; nothing reads it.
     """
 
     is_compileable = False
@@ -47,17 +47,12 @@ class RowCache:
     def __init__(self) -> None:
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rows = self._columns = 0
-        self._read: slice | torch.Tensor = slice(0, 0)
+        self._read: slice | torch.Tensor | None = None
         self._length = 0
         self._write: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    @property
-    def room(self) -> tuple[int, int]:
-        """Rows and columns there is memory for."""
-        return self._rows, self._columns
-
     def aim(self, rows: Sequence[int], columns: torch.Tensor, length: int) -> None:
-        """Point the next pass.
+        """Point the next pass at rows that carry on.
 
         Args:
             rows: Which row each row of the batch is.
@@ -65,13 +60,21 @@ class RowCache:
             length: How many columns are read.
         """
         first = rows[0]
-        if list(rows) == list(range(first, first + len(rows))):
-            self._read = slice(first, first + len(rows))
-        else:
-            self._read = torch.tensor(rows, device=columns.device)
-        index = torch.tensor(rows, device=columns.device)[:, None]
-        self._write = index, columns % (self._columns + 1)
+        index = torch.tensor(rows, device=columns.device)
+        consecutive = list(rows) == list(range(first, first + len(rows)))
+        self._read = slice(first, first + len(rows)) if consecutive else index
+        self._write = index[:, None].expand_as(columns), columns % (self._columns + 1)
         self._length = length
+
+    def aim_packed(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
+        """Point the next pass at rows that begin, several of them behind each other in one.
+
+        Args:
+            rows: ``[batch, width]`` on the device: the row that each token belongs to.
+            columns: As in `aim`.
+        """
+        self._read = None  # tokens see those of the pass alone
+        self._write = rows, columns % (self._columns + 1)
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room, keeping what is there."""
@@ -111,11 +114,11 @@ class RowCache:
         if layer not in self._layers:
             self._layers[layer] = self._empty(keys), self._empty(values)
         assert self._write is not None
-        rows, columns = self._write
-        pair = self._layers[layer]
-        for kept, new in zip(pair, (keys, values), strict=True):
-            kept[rows, :, columns] = new.transpose(1, 2)
-        read = [kept[self._read, :, : self._length] for kept in pair]
+        for kept, new in zip(self._layers[layer], (keys, values), strict=True):
+            kept.transpose(1, 2)[self._write] = new.transpose(1, 2)
+        if self._read is None:
+            return keys, values
+        read = [kept[self._read, :, : self._length] for kept in self._layers[layer]]
         return read[0], read[1]
 
     def get_seq_length(self, *_: Any) -> int:

@@ -11,6 +11,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cqd_hub.evaluation.engine._interface import Generate, LogLikelihood, Reply
 
+_TAILS = 1 << 16  # whose text is remembered
+
 
 class StopWords:
     """Strings that end an answer, found without decoding every row at every step.
@@ -28,6 +30,7 @@ class StopWords:
         # Some tokenizers drop the space that a lone token begins with.
         self._spaced = any(word[-1].isspace() for word in self._words)
         self._may_end: dict[int, bool] = {}
+        self._tails: dict[tuple[int, ...], bool] = {}  # children say what their parents said
 
     def found(self, tokens: Sequence[int]) -> bool:
         """Whether the last token has just completed a stop string."""
@@ -39,8 +42,13 @@ class StopWords:
             self._may_end[newest] = self._spaced or any(letter in text for letter in self._last)
         if not self._may_end[newest]:
             return False
-        tail = self._decode(tokens[-self._window :], skip_special_tokens=False)
-        return any(word in tail for word in self._words)
+        tail = tuple(tokens[-self._window :])
+        if tail not in self._tails:
+            if len(self._tails) >= _TAILS:
+                self._tails.clear()
+            text = self._decode(tail, skip_special_tokens=False)
+            self._tails[tail] = any(word in text for word in self._words)
+        return self._tails[tail]
 
     def cut(self, tokens: Sequence[int]) -> str:
         """The text before the first stop string, without special tokens."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 from cqd_hub.errors import RunError
@@ -31,6 +32,7 @@ _Result = TypeVar("_Result")
 
 _LOGITS = 1 << 27  # of one pass, at most
 _CHUNK = {"cpu": 4096, "cuda": 32768}  # tokens of one prefill
+_PACK = 128  # tokens that short rows are packed into
 _PASS = 32  # what a pass costs beside its tokens, in tokens
 _TRUST = 0.05  # how fast the share of accepted tokens is forgotten
 
@@ -56,6 +58,7 @@ class _Row(Generic[Ticket]):
     answer: list[int] = field(default_factory=list)
     passes: int = 0
     drafted: int = 0
+    alone: bool = False
     proposal: list[int] = field(default_factory=list)
 
     @property
@@ -63,9 +66,9 @@ class _Row(Generic[Ticket]):
         return len(self.request.prompt) + self.request.max_new_tokens
 
     @property
-    def cached(self) -> int:
-        """Tokens that are in the cache after a pass: all but the newest."""
-        return len(self.request.prompt) + len(self.answer) - 1
+    def length(self) -> int:
+        """Tokens so far; after a pass all but the newest are in the cache."""
+        return len(self.request.prompt) + len(self.answer)
 
     def propose(self) -> None:
         left = self.request.max_new_tokens - len(self.answer) - 1
@@ -83,7 +86,8 @@ class SlotLoop(Generic[Ticket]):
         tokenizer: Its tokenizer.
         end: Token ids that end an answer.
         batch_tokens: Rows × (prompt + answer) at most; halved whenever memory runs out.
-        assign: Called before a pass with the owners of its rows.
+        assign: Called before a pass with the owners of its rows, and of the tokens that its head
+            sees (of the rows again, where it sees all).
 
     Attributes:
         counts: What was done so far.
@@ -97,7 +101,9 @@ class SlotLoop(Generic[Ticket]):
         end: frozenset[int],
         *,
         batch_tokens: int,
-        assign: Callable[[Sequence[Hashable]], None] = lambda owners: None,
+        assign: Callable[[Sequence[Hashable], Sequence[Hashable] | None], None] = (
+            lambda rows, head: None
+        ),
     ) -> None:
         self._model, self._tokenizer, self._end = model, tokenizer, end
         self._device: torch.device = model.device
@@ -107,6 +113,7 @@ class SlotLoop(Generic[Ticket]):
         self._cache = RowCache()
         self._rows: list[_Row[Ticket]] = []
         self._waiting: list[_Row[Ticket]] = []
+        self._sorted = True
         self._static: list[_Row[Ticket]] = []
         self._scores: list[tuple[Ticket, LogLikelihood, Hashable]] = []
         self._watches: dict[tuple[str, ...], StopWords] = {}
@@ -122,7 +129,7 @@ class SlotLoop(Generic[Ticket]):
         """Queue a request; its reply comes from `advance` with the *ticket*."""
         if isinstance(request, LogLikelihood):
             self._scores.append((ticket, request, owner))
-            self._scores.sort(key=lambda one: -length_of(one[1]))
+            self._sorted = False
             return
         if request.stop not in self._watches:
             self._watches[request.stop] = StopWords(self._tokenizer, request.stop)
@@ -141,9 +148,8 @@ class SlotLoop(Generic[Ticket]):
         if request.max_new_tokens < 1:
             self._finish(row, "length")
         else:
-            queue = self._waiting if fits else self._static
-            queue.append(row)
-            queue.sort(key=_order)
+            (self._waiting if fits else self._static).append(row)
+            self._sorted = False
 
     def drop(self, gone: Callable[[Ticket], bool]) -> None:
         """Forget requests that nobody waits for."""
@@ -161,6 +167,12 @@ class SlotLoop(Generic[Ticket]):
     @torch.inference_mode()
     def advance(self) -> list[tuple[Ticket, Reply | Exception]]:
         """Work until something is finished, or `pause` is set from another thread."""
+        if not self._sorted:
+            self._scores.sort(key=lambda one: -length_of(one[1]))
+            # Long beside short, so that packs are full, and alike in whatever order they came.
+            self._waiting.sort(key=lambda row: hash(row.request.prompt))
+            self._static.sort(key=lambda row: -row.limit)
+            self._sorted = True
         while not self._done and len(self) and not self.pause:
             if self._scores:
                 self._score()
@@ -185,12 +197,11 @@ class SlotLoop(Generic[Ticket]):
             return
         while fitting := self._fitting():
             taken = fitting[: self._chunk(fitting)]
-            for row in taken:
-                self._waiting.remove(row)
+            chosen = set(map(id, taken))
+            self._waiting = [row for row in self._waiting if id(row) not in chosen]
             first = len(self._rows)
             self._rows += taken
-            heads = [[*row.request.prompt, *row.answer] for row in taken]
-            self._run(list(range(first, len(self._rows))), heads)
+            self._run(list(range(first, len(self._rows))), self._begin)
 
     def _fitting(self) -> list[_Row[Ticket]]:
         """The first of those that wait, as many as fit beside the rows there are."""
@@ -203,14 +214,13 @@ class SlotLoop(Generic[Ticket]):
 
     def _chunk(self, rows: list[_Row[Ticket]]) -> int:
         """How many rows to prefill in one pass."""
-        tokens = min(self._budget, _CHUNK.get(self._device.type, _CHUNK["cuda"]))
-        width = ahead = 0
+        most = min(self._budget, _CHUNK.get(self._device.type, _CHUNK["cuda"]))
+        tokens = logits = 0
         for number, row in enumerate(rows):
             row.propose()
-            width = max(width, len(row.request.prompt) + len(row.answer))
-            ahead = max(ahead, len(row.proposal))
-            logits = (number + 1) * (ahead + 1) * self._vocabulary
-            if number and ((number + 1) * (width + ahead) > tokens or logits > _LOGITS):
+            tokens += row.length + len(row.proposal)
+            logits += (len(row.proposal) + 1) * self._vocabulary
+            if number and (tokens > most or logits > _LOGITS):
                 return number
         return len(rows)
 
@@ -243,70 +253,117 @@ class SlotLoop(Generic[Ticket]):
                     row.proposal = []
             elif best == "some":
                 rows = drafting
-        self._run(rows, [self._rows[number].answer[-1:] for number in rows])
+        self._run(rows, self._carry_on)
 
-    def _run(self, rows: list[int], heads: list[list[int]]) -> None:
-        """One pass over *rows*: each its head (what is not in the cache yet), then its draft."""
-        taken = [self._rows[number] for number in rows]
-        passed = self._unless_memory_ends(lambda: self._pick(taken, self._forward(rows, heads)))
+    def _run(self, rows: list[int], forward: Callable[[list[int]], torch.Tensor]) -> None:
+        """One pass over *rows*, and what comes of it."""
+        passed = self._unless_memory_ends(lambda: self._pick(rows, forward(rows)))
         if passed is None:
             self._shrink()
             return
-        picks, finite = passed
         self.counts.passes += 1
-        finished = []
-        for number, row, chosen, good in zip(rows, taken, picks, finite, strict=True):
-            row.passes += 1
-            if how := self._accept(row, chosen, good):
+        picks, finite = passed
+        start, finished = 0, []
+        for number in rows:
+            row = self._rows[number]
+            part = slice(start, start + len(row.proposal) + 1)
+            start, row.passes = part.stop, row.passes + 1
+            how = self._accept(row, picks[part], finite[part])
+            if how:
                 finished.append(number)
-                if how == "nan":
-                    self._cache.clear(number)
-                self._finish(row, how)
+                self._leave(row, number, how)
         self._free(finished)
 
-    def _forward(self, rows: list[int], heads: list[list[int]]) -> torch.Tensor:
-        """Logits ``[rows, 1 + longest draft, vocabulary]``, from each head's last token on."""
-        proposals = [self._rows[number].proposal for number in rows]
-        width = max(map(len, heads))
-        ahead = max(map(len, proposals))
-        # Heads end, and drafts begin, in one column: few columns of logits are asked for.
-        ids = torch.zeros(len(rows), width + ahead, dtype=torch.long)
-        columns = torch.full_like(ids, -1)
-        length = 0
-        for place, (number, head, proposal) in enumerate(zip(rows, heads, proposals, strict=True)):
-            row = self._rows[number]
-            stop = len(row.request.prompt) + len(row.answer) + len(proposal)
-            part = slice(width - len(head), width + len(proposal))
-            ids[place, part] = torch.tensor(head + proposal)
-            columns[place, part] = torch.arange(stop - len(head) - len(proposal), stop)
-            length = max(length, stop)
+    def _begin(self, rows: list[int]) -> torch.Tensor:
+        """Read prompts with their drafts, several behind each other where they are short.
+
+        Returns:
+            Logits ``[tokens, vocabulary]``: of each row's last token, then of its draft's.
+        """
+        entries = [self._rows[number] for number in rows]
+        lengths = [row.length + len(row.proposal) for row in entries]
+        packs = pack(lengths, [(id(row),) if row.alone else row.owner for row in entries])
+        width = max(sum(lengths[place] for place in one) for one in packs)
+        shape = len(packs), width
+        ids, columns = np.zeros(shape, np.int64), np.full(shape, -1)
+        owned, picked = np.zeros(shape, np.int64), dict[int, np.ndarray]()
+        for number, one in enumerate(packs):
+            start = 0
+            for place in one:
+                row, stop = entries[place], start + lengths[place]
+                ids[number, start:stop] = [*row.request.prompt, *row.answer, *row.proposal]
+                columns[number, start:stop] = np.arange(stop - start)
+                owned[number, start:stop] = rows[place] + 1
+                first = number * width + stop - len(row.proposal) - 1
+                picked[place] = np.arange(first, number * width + stop)
+                start = stop
+        self._cache.reserve(max(rows) + 1, max(lengths))
+        where = torch.from_numpy(owned).to(self._device)
+        at = torch.from_numpy(columns).to(self._device)
+        self._cache.aim_packed((where - 1).clamp(min=0), at)
+        order = torch.arange(width, device=self._device)
+        mask = (where[:, None, :, None] == where[:, None, None]) & (order <= order[:, None])
+        self._assign(
+            [entries[one[0]].owner for one in packs],
+            [row.owner for row in entries for _ in range(len(row.proposal) + 1)],
+        )
+        return self._forward(
+            ids, at, mask, np.concatenate([picked[place] for place in range(len(rows))])
+        )
+
+    def _carry_on(self, rows: list[int]) -> torch.Tensor:
+        """Read each row's newest token and its draft; see `_begin`."""
+        entries = [self._rows[number] for number in rows]
+        width = 1 + max(len(row.proposal) for row in entries)
+        ids, columns = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), -1)
+        for place, row in enumerate(entries):
+            stop = 1 + len(row.proposal)
+            ids[place, :stop] = [row.answer[-1], *row.proposal]
+            columns[place, :stop] = np.arange(row.length - 1, row.length - 1 + stop)
+        length = int(columns.max()) + 1
         self._cache.reserve(max(rows) + 1, length)
-        ids, columns = ids.to(self._device), columns.to(self._device)
-        self._cache.aim(rows, columns, length)
-        self._assign([self._rows[number].owner for number in rows])
-        positions = columns.clamp(min=0)
-        mask = torch.arange(length, device=self._device) <= positions[:, None, :, None]
+        at = torch.from_numpy(columns).to(self._device)
+        self._cache.aim(rows, at, length)
+        mask = torch.arange(length, device=self._device) <= at.clamp(min=0)[:, None, :, None]
+        self._assign(
+            [row.owner for row in entries],
+            [row.owner for row in entries for _ in range(len(row.proposal) + 1)],
+        )
+        return self._forward(ids, at, mask, np.flatnonzero(columns.ravel() >= 0))
+
+    def _forward(
+        self, ids: np.ndarray, columns: torch.Tensor, mask: torch.Tensor, picked: np.ndarray
+    ) -> torch.Tensor:
         if self._model.config._attn_implementation == "eager":  # adds its mask
             smallest = torch.finfo(self._model.dtype).min
             mask = torch.where(mask, 0.0, smallest).to(self._model.dtype)
-        logits: torch.Tensor = self._model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=ahead + 1,
-        ).logits
-        return logits
+        wanted = torch.from_numpy(picked).to(self._device)
+        # The head sees the tokens whose logits are used, and no others.
+        hook = self._model.get_output_embeddings().register_forward_pre_hook(
+            lambda module, inputs: (inputs[0].flatten(0, 1)[wanted][None],)
+        )
+        try:
+            logits: torch.Tensor = self._model(
+                input_ids=torch.from_numpy(ids).to(self._device),
+                attention_mask=mask,
+                position_ids=columns.clamp(min=0),
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits
+        finally:
+            hook.remove()
+        return logits[0]
 
-    def _pick(
-        self, rows: list[_Row[Ticket]], logits: torch.Tensor
-    ) -> tuple[list[list[int]], list[list[bool]]]:
+    def _pick(self, rows: list[int], logits: torch.Tensor) -> tuple[list[int], list[bool]]:
+        """The token chosen after each of the tokens, and whether its logits are numbers."""
         largest, picks = logits.max(-1)
         finite = largest.isfinite()
-        for number, row in enumerate(rows):
-            if row.draws is not None and finite[number, 0]:
-                picks[number, 0] = choose(logits[number, 0], row.request, row.draws)
+        place = 0
+        for number in rows:
+            row = self._rows[number]
+            if row.draws is not None and finite[place]:
+                picks[place] = choose(logits[place], row.request, row.draws)
+            place += len(row.proposal) + 1
         return picks.tolist(), finite.tolist()
 
     def _accept(self, row: _Row[Ticket], picks: list[int], finite: list[bool]) -> str:
@@ -336,6 +393,16 @@ class SlotLoop(Generic[Ticket]):
 
     # Rows out.
 
+    def _leave(self, row: _Row[Ticket], number: int, how: str) -> None:
+        """A row's end; where NaN may be another row's of the same pack, it begins again alone."""
+        if how == "nan":
+            self._cache.clear(number)
+            if not row.alone:
+                row.alone, row.answer, row.drafted, row.draws = True, [], 0, draws_of(row.request)
+                self._waiting.append(row)
+                return
+        self._finish(row, how)
+
     def _finish(self, row: _Row[Ticket], how: str) -> None:
         reply = Reply(
             text=row.watch.cut(without_end(row.answer, self._end)),
@@ -352,7 +419,7 @@ class SlotLoop(Generic[Ticket]):
             last = self._rows.pop()
             if number < len(self._rows):
                 self._rows[number] = last
-                self._cache.move(len(self._rows), number, last.cached)
+                self._cache.move(len(self._rows), number, last.length - 1)
 
     def _shrink(self) -> None:
         """Memory ran out: begin the rows there are again, half as many at a time."""
@@ -360,7 +427,7 @@ class SlotLoop(Generic[Ticket]):
         if len(lost) == 1:
             self._done.append((lost[0].ticket, _too_large()))
         else:
-            self._waiting = sorted([*lost, *self._waiting], key=_order)
+            self._waiting = [*lost, *self._waiting]
         self._cache.release()
         self._halve()
 
@@ -390,7 +457,7 @@ class SlotLoop(Generic[Ticket]):
                 break
             count += 1
         batch = self._scores[:count]
-        self._assign([owner for _, _, owner in batch])
+        self._assign([owner for _, _, owner in batch], None)
         requests = [request for _, request, _ in batch]
         replies = self._unless_memory_ends(lambda: log_likelihoods(self._model, requests))
         if replies is None:
@@ -415,7 +482,7 @@ class SlotLoop(Generic[Ticket]):
                 self._tokenizer,
                 [row.request for row in batch],
                 self._end,
-                assign=lambda rows: self._assign([owners[row] for row in rows]),
+                assign=lambda rows: self._assign([owners[row] for row in rows], None),
             )
         )
         if replies is None:
@@ -428,6 +495,25 @@ class SlotLoop(Generic[Ticket]):
         self.counts.passes += max(reply.passes for reply in replies)
         self.counts.tokens += sum(len(reply.tokens) for reply in replies)
         self._done += [(row.ticket, reply) for row, reply in zip(batch, replies, strict=True)]
+
+
+def pack(lengths: Sequence[int], owners: Sequence[Hashable]) -> list[list[int]]:
+    """Which rows to read behind each other: longest first, each into the first pack with room.
+
+    No pack is longer than the longest row, or `_PACK`, and each has rows of one owner alone.
+    """
+    most = max(_PACK, *lengths)
+    packs: dict[Hashable, list[tuple[int, list[int]]]] = {}
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        mine = packs.setdefault(owners[place], [])
+        for number, (used, one) in enumerate(mine):
+            if used + lengths[place] <= most:
+                one.append(place)
+                mine[number] = used + lengths[place], one
+                break
+        else:
+            mine.append((lengths[place], [place]))
+    return [one for mine in packs.values() for _, one in mine]
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -443,11 +529,6 @@ def _too_large() -> RunError:
         "the device's memory does not hold a single request",
         remedy="use a device with more memory, a smaller dtype, or shorter prompts and answers",
     )
-
-
-def _order(row: _Row[Any]) -> tuple[int, int]:
-    """Prompts of like length go together: less of a prefill is padding."""
-    return -(len(row.request.prompt) // 8), -max(map(len, row.request.drafts), default=0)
 
 
 def length_of(request: Request) -> int:

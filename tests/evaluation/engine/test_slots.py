@@ -235,6 +235,9 @@ class Small(torch.nn.Module):
     def get_input_embeddings(self) -> Any:
         return self._inner[0].get_input_embeddings()
 
+    def get_output_embeddings(self) -> Any:
+        return self._inner[0].get_output_embeddings()
+
     def forward(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, **rest: Any) -> Any:
         held = input_ids.shape[0] * attention_mask.shape[-1]
         if held > self._room:
