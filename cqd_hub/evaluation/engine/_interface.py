@@ -66,6 +66,7 @@ class Reply:
         greedy: Whether the continuation is what greedy decoding would give.
         passes: Forward passes that made the answer, the prompt's included.
         drafted: How many of the tokens were accepted from a draft.
+        path: How it was made, where it differs from the engine's own `Engine.path`.
     """
 
     text: str = ""
@@ -75,6 +76,7 @@ class Reply:
     greedy: bool = False
     passes: int = field(default=0, compare=False)
     drafted: int = field(default=0, compare=False)
+    path: str = field(default="", compare=False)
 
 
 class Engine(Protocol):
@@ -88,6 +90,11 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Any:
         """The transformers tokenizer whose ids requests are made of."""
+        ...
+
+    @property
+    def canonical(self) -> Engine:
+        """The engine on the sequential path, whose scores may be reported; open as this one is."""
         ...
 
     def misfit(self, request: Request) -> UserError | None:

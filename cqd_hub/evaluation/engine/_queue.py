@@ -6,12 +6,14 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine._interface import Candidate, Generate, Reply, Request
-from cqd_hub.evaluation.engine._slots import Counts, SlotLoop, length_of
+from cqd_hub.evaluation.engine._rows import Counts, length_of
+from cqd_hub.evaluation.engine._slots import SlotLoop
 
 _Result = TypeVar("_Result")
 _Engine = TypeVar("_Engine", bound="QueuedEngine")
@@ -29,7 +31,6 @@ class QueuedEngine(ABC):
     """Queue, thread and bookkeeping; a subclass says which jobs its loop takes in.
 
     Args:
-        loop: Over the resident model.
         tokenizer: The model's.
         folder: Where the model is, for errors.
         path: See `Engine.path`.
@@ -37,9 +38,10 @@ class QueuedEngine(ABC):
         ids: How many token ids it has.
     """
 
+    _loop: SlotLoop[Job]
+
     def __init__(
         self,
-        loop: SlotLoop[Job],
         tokenizer: Any,
         *,
         folder: Path,
@@ -47,7 +49,7 @@ class QueuedEngine(ABC):
         context: int,
         ids: int,
     ) -> None:
-        self._loop, self._tokenizer, self._path = loop, tokenizer, path
+        self._tokenizer, self._path = tokenizer, path
         self._folder, self._context, self._ids = folder, context, ids
         self._waiting: list[Job] = []
         self._taken: list[Job] = []
@@ -121,6 +123,10 @@ class QueuedEngine(ABC):
     async def _intake(self) -> list[Job]:
         """Take jobs out of what waits, ready for the loop."""
 
+    def _path_of(self, job: Job) -> str:
+        """How a job was answered, where `path` does not say it."""
+        return ""
+
     async def _work(self) -> None:
         while True:
             self._waiting = [job for job in self._waiting if not job.future.done()]
@@ -150,7 +156,7 @@ class QueuedEngine(ABC):
             if isinstance(outcome, Exception):
                 fail([job], outcome)
             elif not job.future.done():
-                job.future.set_result(outcome)
+                job.future.set_result(replace(outcome, path=self._path_of(job)))
 
     async def _settle(self) -> None:
         """Let callers that are about to submit do so, so that batches are full and repeatable."""

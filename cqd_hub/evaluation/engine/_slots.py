@@ -8,13 +8,11 @@ plain decoding gives: of a draft only the tokens that the model itself chooses a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from cqd_hub.errors import RunError
 from cqd_hub.evaluation.engine._cache import RowCache, longest_row
 from cqd_hub.evaluation.engine._decoding import (
     StopWords,
@@ -25,54 +23,23 @@ from cqd_hub.evaluation.engine._decoding import (
     without_end,
 )
 from cqd_hub.evaluation.engine._drafts import Drafts
-from cqd_hub.evaluation.engine._interface import Generate, LogLikelihood, Reply, Request
+from cqd_hub.evaluation.engine._interface import LogLikelihood, Reply, Request
+from cqd_hub.evaluation.engine._rows import (
+    Counts,
+    Row,
+    Ticket,
+    is_out_of_memory,
+    length_of,
+    pack,
+    too_large,
+)
 
-Ticket = TypeVar("Ticket")
 _Result = TypeVar("_Result")
 
 _LOGITS = 1 << 27  # of one pass, at most
 _CHUNK = {"cpu": 4096, "cuda": 32768}  # tokens of one prefill
-_PACK = 128  # tokens that short rows are packed into
 _PASS = 32  # what a pass costs beside its tokens, in tokens
 _TRUST = 0.05  # how fast the share of accepted tokens is forgotten
-
-
-@dataclass
-class Counts:
-    """What a loop has done: passes, tokens answered, tokens proposed and accepted of drafts."""
-
-    passes: int = 0
-    tokens: int = 0
-    proposed: int = 0
-    accepted: int = 0
-
-
-@dataclass(eq=False)
-class _Row(Generic[Ticket]):
-    ticket: Ticket
-    request: Generate
-    owner: Hashable
-    watch: StopWords
-    drafts: Drafts | None
-    draws: torch.Generator | None
-    answer: list[int] = field(default_factory=list)
-    passes: int = 0
-    drafted: int = 0
-    alone: bool = False
-    proposal: list[int] = field(default_factory=list)
-
-    @property
-    def limit(self) -> int:
-        return len(self.request.prompt) + self.request.max_new_tokens
-
-    @property
-    def length(self) -> int:
-        """Tokens so far; after a pass all but the newest are in the cache."""
-        return len(self.request.prompt) + len(self.answer)
-
-    def propose(self) -> None:
-        left = self.request.max_new_tokens - len(self.answer) - 1
-        self.proposal = self.drafts.propose(self.answer, left) if self.drafts else []
 
 
 class SlotLoop(Generic[Ticket]):
@@ -111,10 +78,10 @@ class SlotLoop(Generic[Ticket]):
         self._longest = longest_row(model.config)
         self._vocabulary = model.get_input_embeddings().num_embeddings
         self._cache = RowCache()
-        self._rows: list[_Row[Ticket]] = []
-        self._waiting: list[_Row[Ticket]] = []
+        self._rows: list[Row[Ticket]] = []
+        self._waiting: list[Row[Ticket]] = []
         self._sorted = True
-        self._static: list[_Row[Ticket]] = []
+        self._static: list[Row[Ticket]] = []
         self._scores: list[tuple[Ticket, LogLikelihood, Hashable]] = []
         self._watches: dict[tuple[str, ...], StopWords] = {}
         self._done: list[tuple[Ticket, Reply | Exception]] = []
@@ -135,7 +102,7 @@ class SlotLoop(Generic[Ticket]):
             self._watches[request.stop] = StopWords(self._tokenizer, request.stop)
         greedy = request.temperature <= 0
         fits = length_of(request) <= self._longest
-        row = _Row(
+        row = Row(
             ticket,
             request,
             owner,
@@ -203,7 +170,7 @@ class SlotLoop(Generic[Ticket]):
             self._rows += taken
             self._run(list(range(first, len(self._rows))), self._begin)
 
-    def _fitting(self) -> list[_Row[Ticket]]:
+    def _fitting(self) -> list[Row[Ticket]]:
         """The first of those that wait, as many as fit beside the rows there are."""
         longest, count = max((row.limit for row in self._rows), default=0), len(self._rows)
         for number, row in enumerate(self._waiting):
@@ -212,7 +179,7 @@ class SlotLoop(Generic[Ticket]):
                 return self._waiting[:number]
         return list(self._waiting)
 
-    def _chunk(self, rows: list[_Row[Ticket]]) -> int:
+    def _chunk(self, rows: list[Row[Ticket]]) -> int:
         """How many rows to prefill in one pass."""
         most = min(self._budget, _CHUNK.get(self._device.type, _CHUNK["cuda"]))
         tokens = logits = 0
@@ -366,7 +333,7 @@ class SlotLoop(Generic[Ticket]):
             place += len(row.proposal) + 1
         return picks.tolist(), finite.tolist()
 
-    def _accept(self, row: _Row[Ticket], picks: list[int], finite: list[bool]) -> str:
+    def _accept(self, row: Row[Ticket], picks: list[int], finite: list[bool]) -> str:
         """Lengthen an answer by what the model chose; return how it ended, or ""."""
         before, how = row.drafted, ""
         for place in range(len(row.proposal) + 1):
@@ -393,7 +360,7 @@ class SlotLoop(Generic[Ticket]):
 
     # Rows out.
 
-    def _leave(self, row: _Row[Ticket], number: int, how: str) -> None:
+    def _leave(self, row: Row[Ticket], number: int, how: str) -> None:
         """A row's end; where NaN may be another row's of the same pack, it begins again alone."""
         if how == "nan":
             self._cache.clear(number)
@@ -403,7 +370,7 @@ class SlotLoop(Generic[Ticket]):
                 return
         self._finish(row, how)
 
-    def _finish(self, row: _Row[Ticket], how: str) -> None:
+    def _finish(self, row: Row[Ticket], how: str) -> None:
         reply = Reply(
             text=row.watch.cut(without_end(row.answer, self._end)),
             tokens=tuple(row.answer),
@@ -425,7 +392,7 @@ class SlotLoop(Generic[Ticket]):
         """Memory ran out: begin the rows there are again, half as many at a time."""
         lost, self._rows = self._rows, []
         if len(lost) == 1:
-            self._done.append((lost[0].ticket, _too_large()))
+            self._done.append((lost[0].ticket, too_large()))
         else:
             self._waiting = [*lost, *self._waiting]
         self._cache.release()
@@ -436,7 +403,7 @@ class SlotLoop(Generic[Ticket]):
         try:
             return work()
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
 
@@ -462,7 +429,7 @@ class SlotLoop(Generic[Ticket]):
         replies = self._unless_memory_ends(lambda: log_likelihoods(self._model, requests))
         if replies is None:
             if count == 1:
-                self._done.append((batch[0][0], _too_large()))
+                self._done.append((batch[0][0], too_large()))
                 del self._scores[0]
             self._halve()
             return
@@ -487,7 +454,7 @@ class SlotLoop(Generic[Ticket]):
         )
         if replies is None:
             if count == 1:
-                self._done.append((batch[0].ticket, _too_large()))
+                self._done.append((batch[0].ticket, too_large()))
                 del self._static[0]
             self._halve()
             return
@@ -495,44 +462,3 @@ class SlotLoop(Generic[Ticket]):
         self.counts.passes += max(reply.passes for reply in replies)
         self.counts.tokens += sum(len(reply.tokens) for reply in replies)
         self._done += [(row.ticket, reply) for row, reply in zip(batch, replies, strict=True)]
-
-
-def pack(lengths: Sequence[int], owners: Sequence[Hashable]) -> list[list[int]]:
-    """Which rows to read behind each other: longest first, each into the first pack with room.
-
-    No pack is longer than the longest row, or `_PACK`, and each has rows of one owner alone.
-    """
-    most = max(_PACK, *lengths)
-    packs: dict[Hashable, list[tuple[int, list[int]]]] = {}
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        mine = packs.setdefault(owners[place], [])
-        for number, (used, one) in enumerate(mine):
-            if used + lengths[place] <= most:
-                one.append(place)
-                mine[number] = used + lengths[place], one
-                break
-        else:
-            mine.append((lengths[place], [place]))
-    return [one for mine in packs.values() for _, one in mine]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or the CPU's allocator, has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-
-
-def _too_large() -> RunError:
-    """The error of a request that does not fit alone."""
-    return RunError(
-        "the device's memory does not hold a single request",
-        remedy="use a device with more memory, a smaller dtype, or shorter prompts and answers",
-    )
-
-
-def length_of(request: Request) -> int:
-    """Tokens of prompt and answer together, at most."""
-    if isinstance(request, Generate):
-        return len(request.prompt) + request.max_new_tokens
-    return len(request.prompt) + len(request.continuation)

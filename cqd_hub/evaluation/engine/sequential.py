@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cqd_hub.evaluation.engine._interface import Candidate
+from cqd_hub.evaluation.engine._interface import Candidate, Engine
 from cqd_hub.evaluation.engine._queue import Job, QueuedEngine, fail
 from cqd_hub.evaluation.engine._slots import SlotLoop
 from cqd_hub.evaluation.engine.loading import end_tokens, load_model, load_tokenizer, slots_in
@@ -51,31 +51,44 @@ class SequentialEngine(QueuedEngine):
         if basis.base.vocabulary is not None:
             model.resize_token_embeddings(basis.base.vocabulary.rows, mean_resizing=False)
         tokenizer = load_tokenizer(basis.base.tokenizer)
-        self._model = model
+        self._model, self._ends = model, end_tokens(model, tokenizer)
+        self._batch_tokens = batch_tokens
         self._parameters = slots_in(model, basis.base)
         self._materialiser = Materialiser(basis, device=device, merges=merges)
         self._resident: Candidate | None = None
         super().__init__(
-            SlotLoop(model, tokenizer, end_tokens(model, tokenizer), batch_tokens=batch_tokens),
             tokenizer,
             folder=folder,
             path=f"sequential/{str(dtype).removeprefix('torch.')}/{torch.device(device).type}",
             context=getattr(model.config, "max_position_embeddings", None) or 1 << 30,
             ids=model.get_input_embeddings().num_embeddings,
         )
+        self._loop = SlotLoop(model, tokenizer, self._ends, batch_tokens=batch_tokens)
+
+    @property
+    def canonical(self) -> Engine:
+        """The engine whose scores are reported: this one."""
+        return self
+
+    def _mine(self, job: Job) -> bool:
+        """Whether a job is to be answered one individual at a time."""
+        return True
 
     async def _intake(self) -> list[Job]:
         """All that waits for the resident individual, else for the first in the queue."""
         resident = self._resident
         if resident is not None:
-            jobs = self._take(lambda job: job.candidate.genome is resident.genome)
+            jobs = self._take(
+                lambda job: job.candidate.genome is resident.genome and self._mine(job)
+            )
             if jobs or len(self._loop):
                 return jobs
-        self._waiting = [job for job in self._waiting if not job.future.done()]
-        if not self._waiting:
+        first = next(
+            (j.candidate for j in self._waiting if self._mine(j) and not j.future.done()), None
+        )
+        if first is None:
             return []
-        first = self._waiting[0].candidate
-        jobs = self._take(lambda job: job.candidate.genome is first.genome)
+        jobs = self._take(lambda job: job.candidate.genome is first.genome and self._mine(job))
         try:
             await self._in_thread(self._become, first)
         except Exception as error:
@@ -84,6 +97,8 @@ class SequentialEngine(QueuedEngine):
         return jobs
 
     def _become(self, candidate: Candidate) -> None:
+        if self._resident is not None and self._resident.genome is candidate.genome:
+            return
         start = time.perf_counter()
         self._resident = None
         self._materialiser.write(candidate.genome, self._parameters)
