@@ -7,13 +7,12 @@ plain decoding gives: of a draft only the tokens that the model itself chooses a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 
-from cqd_hub.evaluation.engine._cache import RowCache, longest_row
+from cqd_hub.evaluation.engine._cache import longest_row
 from cqd_hub.evaluation.engine._decoding import (
     StopWords,
     choose,
@@ -24,13 +23,13 @@ from cqd_hub.evaluation.engine._decoding import (
 )
 from cqd_hub.evaluation.engine._drafts import Drafts
 from cqd_hub.evaluation.engine._interface import LogLikelihood, Reply, Request
+from cqd_hub.evaluation.engine._reader import Assign, Reader
 from cqd_hub.evaluation.engine._rows import (
     Counts,
     Row,
     Ticket,
     is_out_of_memory,
     length_of,
-    pack,
     too_large,
 )
 
@@ -68,16 +67,15 @@ class SlotLoop(Generic[Ticket]):
         end: frozenset[int],
         *,
         batch_tokens: int,
-        assign: Callable[[Sequence[Hashable], Sequence[Hashable] | None], None] = (
-            lambda rows, head: None
-        ),
+        assign: Assign = lambda rows, head: None,
     ) -> None:
         self._model, self._tokenizer, self._end = model, tokenizer, end
         self._device: torch.device = model.device
         self._budget, self._assign = batch_tokens, assign
         self._longest = longest_row(model.config)
         self._vocabulary = model.get_input_embeddings().num_embeddings
-        self._cache = RowCache()
+        self._reader = Reader(model, assign)
+        self._cache = self._reader.cache
         self._rows: list[Row[Ticket]] = []
         self._waiting: list[Row[Ticket]] = []
         self._sorted = True
@@ -90,7 +88,9 @@ class SlotLoop(Generic[Ticket]):
         self.pause = False
 
     def __len__(self) -> int:
-        return len(self._rows) + len(self._waiting) + len(self._static) + len(self._scores)
+        """Requests whose replies are still to be had."""
+        queues = (self._rows, self._waiting, self._static, self._scores, self._done)
+        return sum(map(len, queues))
 
     def add(self, ticket: Ticket, request: Request, owner: Hashable = None) -> None:
         """Queue a request; its reply comes from `advance` with the *ticket*."""
@@ -168,7 +168,7 @@ class SlotLoop(Generic[Ticket]):
             self._waiting = [row for row in self._waiting if id(row) not in chosen]
             first = len(self._rows)
             self._rows += taken
-            self._run(list(range(first, len(self._rows))), self._begin)
+            self._run(list(range(first, len(self._rows))), self._reader.begin)
 
     def _fitting(self) -> list[Row[Ticket]]:
         """The first of those that wait, as many as fit beside the rows there are."""
@@ -220,19 +220,19 @@ class SlotLoop(Generic[Ticket]):
                     row.proposal = []
             elif best == "some":
                 rows = drafting
-        self._run(rows, self._carry_on)
+        self._run(rows, self._reader.carry_on)
 
-    def _run(self, rows: list[int], forward: Callable[[list[int]], torch.Tensor]) -> None:
+    def _run(self, rows: list[int], forward: Callable[..., torch.Tensor]) -> None:
         """One pass over *rows*, and what comes of it."""
-        passed = self._unless_memory_ends(lambda: self._pick(rows, forward(rows)))
+        entries = [self._rows[number] for number in rows]
+        passed = self._unless_memory_ends(lambda: self._pick(entries, forward(rows, entries)))
         if passed is None:
             self._shrink()
             return
         self.counts.passes += 1
         picks, finite = passed
         start, finished = 0, []
-        for number in rows:
-            row = self._rows[number]
+        for number, row in zip(rows, entries, strict=True):
             part = slice(start, start + len(row.proposal) + 1)
             start, row.passes = part.stop, row.passes + 1
             how = self._accept(row, picks[part], finite[part])
@@ -241,93 +241,12 @@ class SlotLoop(Generic[Ticket]):
                 self._leave(row, number, how)
         self._free(finished)
 
-    def _begin(self, rows: list[int]) -> torch.Tensor:
-        """Read prompts with their drafts, several behind each other where they are short.
-
-        Returns:
-            Logits ``[tokens, vocabulary]``: of each row's last token, then of its draft's.
-        """
-        entries = [self._rows[number] for number in rows]
-        lengths = [row.length + len(row.proposal) for row in entries]
-        packs = pack(lengths, [(id(row),) if row.alone else row.owner for row in entries])
-        width = max(sum(lengths[place] for place in one) for one in packs)
-        shape = len(packs), width
-        ids, columns = np.zeros(shape, np.int64), np.full(shape, -1)
-        owned, picked = np.zeros(shape, np.int64), dict[int, np.ndarray]()
-        for number, one in enumerate(packs):
-            start = 0
-            for place in one:
-                row, stop = entries[place], start + lengths[place]
-                ids[number, start:stop] = [*row.request.prompt, *row.answer, *row.proposal]
-                columns[number, start:stop] = np.arange(stop - start)
-                owned[number, start:stop] = rows[place] + 1
-                first = number * width + stop - len(row.proposal) - 1
-                picked[place] = np.arange(first, number * width + stop)
-                start = stop
-        self._cache.reserve(max(rows) + 1, max(lengths))
-        where = torch.from_numpy(owned).to(self._device)
-        at = torch.from_numpy(columns).to(self._device)
-        self._cache.aim_packed((where - 1).clamp(min=0), at)
-        order = torch.arange(width, device=self._device)
-        mask = (where[:, None, :, None] == where[:, None, None]) & (order <= order[:, None])
-        self._assign(
-            [entries[one[0]].owner for one in packs],
-            [row.owner for row in entries for _ in range(len(row.proposal) + 1)],
-        )
-        return self._forward(
-            ids, at, mask, np.concatenate([picked[place] for place in range(len(rows))])
-        )
-
-    def _carry_on(self, rows: list[int]) -> torch.Tensor:
-        """Read each row's newest token and its draft; see `_begin`."""
-        entries = [self._rows[number] for number in rows]
-        width = 1 + max(len(row.proposal) for row in entries)
-        ids, columns = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), -1)
-        for place, row in enumerate(entries):
-            stop = 1 + len(row.proposal)
-            ids[place, :stop] = [row.answer[-1], *row.proposal]
-            columns[place, :stop] = np.arange(row.length - 1, row.length - 1 + stop)
-        length = int(columns.max()) + 1
-        self._cache.reserve(max(rows) + 1, length)
-        at = torch.from_numpy(columns).to(self._device)
-        self._cache.aim(rows, at, length)
-        mask = torch.arange(length, device=self._device) <= at.clamp(min=0)[:, None, :, None]
-        self._assign(
-            [row.owner for row in entries],
-            [row.owner for row in entries for _ in range(len(row.proposal) + 1)],
-        )
-        return self._forward(ids, at, mask, np.flatnonzero(columns.ravel() >= 0))
-
-    def _forward(
-        self, ids: np.ndarray, columns: torch.Tensor, mask: torch.Tensor, picked: np.ndarray
-    ) -> torch.Tensor:
-        if self._model.config._attn_implementation == "eager":  # adds its mask
-            smallest = torch.finfo(self._model.dtype).min
-            mask = torch.where(mask, 0.0, smallest).to(self._model.dtype)
-        wanted = torch.from_numpy(picked).to(self._device)
-        # The head sees the tokens whose logits are used, and no others.
-        hook = self._model.get_output_embeddings().register_forward_pre_hook(
-            lambda module, inputs: (inputs[0].flatten(0, 1)[wanted][None],)
-        )
-        try:
-            logits: torch.Tensor = self._model(
-                input_ids=torch.from_numpy(ids).to(self._device),
-                attention_mask=mask,
-                position_ids=columns.clamp(min=0),
-                past_key_values=self._cache,
-                use_cache=True,
-            ).logits
-        finally:
-            hook.remove()
-        return logits[0]
-
-    def _pick(self, rows: list[int], logits: torch.Tensor) -> tuple[list[int], list[bool]]:
+    def _pick(self, rows: list[Row[Ticket]], logits: torch.Tensor) -> tuple[list[int], list[bool]]:
         """The token chosen after each of the tokens, and whether its logits are numbers."""
         largest, picks = logits.max(-1)
         finite = largest.isfinite()
         place = 0
-        for number in rows:
-            row = self._rows[number]
+        for row in rows:
             if row.draws is not None and finite[place]:
                 picks[place] = choose(logits[place], row.request, row.draws)
             place += len(row.proposal) + 1

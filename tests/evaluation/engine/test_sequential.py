@@ -363,6 +363,13 @@ def test_requests_that_come_while_it_works_are_served(
             prompt = prompt + reply.tokens
 
 
+def test_nothing_asked_for_is_nothing_answered(
+    basis: Basis, prompts: list[tuple[int, ...]]
+) -> None:
+    (reply,) = ask(make(basis), candidates(basis)[0], [Generate(prompts[0], 0)])
+    assert (reply.tokens, reply.finish) == ((), "length")
+
+
 def test_leaving_cancels_what_waits(basis: Basis, prompts: list[tuple[int, ...]]) -> None:
     engine = make(basis, batch_tokens=64)
 
