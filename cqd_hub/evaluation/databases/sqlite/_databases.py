@@ -22,10 +22,11 @@ from cqd_hub.evaluation.databases._interface import (
 from cqd_hub.evaluation.sandbox import Sandbox
 
 from ._errors import LONG, LOST, mysql_error
-from ._server import Server, SqlLimits
+from ._server import Server, ServerGone, SqlLimits
 from ._translator import Translator
 
 _LIMITS = SqlLimits()
+_MOVES = 8  # of one session for one request
 
 
 async def open_sqlite(
@@ -83,6 +84,8 @@ class SqliteDatabases(Databases):
         async with self._starting[place]:
             found = self._servers[place]
             if found is None or found.lost:
+                if found is not None:
+                    await found.close()
                 found = self._servers[place] = await self.fresh()
         return found
 
@@ -187,33 +190,37 @@ class SqliteSession(Session):
 
     async def _asked(self, kind: str, request: dict[str, Any]) -> dict[str, Any] | None:
         """The reply; None when the request ends even a server of its own."""
-        if self._server is None:
-            raise DatabaseLost("the session is closed")
-        try:
-            return await self._server.ask(kind, {"session": self._number, **request})
-        except DatabaseLost:
-            pass
-        await self._moved()
-        try:
-            return await self._server.ask(kind, {"session": self._number, **request})
-        except DatabaseLost:
-            await self._moved()
-            return None
+        deaths = 0
+        for _ in range(_MOVES):
+            if self._server is None:
+                raise DatabaseLost("the session is closed")
+            try:
+                return await self._server.ask(kind, {"session": self._number, **request})
+            except ServerGone:  # with a neighbour
+                await self._moved(alone=False)
+            except DatabaseLost:
+                deaths += 1
+                await self._moved(alone=True)
+                if deaths == 2:  # the second time there was nobody else
+                    return None
+        raise DatabaseLost("one server after the other was lost")
 
-    async def _moved(self) -> None:
-        """Do again on a fresh server, alone, all that was done.
+    async def _moved(self, *, alone: bool) -> None:
+        """Do again on another server all that was done.
 
         Raises:
             DatabaseLost: That fails.
         """
         await self._leave()
-        self._server, self._own = await self._databases.fresh(), True
+        databases = self._databases
+        self._server = await (databases.fresh() if alone else databases.server())
+        self._own = alone
         try:
             self._number = await self._server.begin(self._content)
+            for statements in self._done:
+                await self._server.ask("run", {"session": self._number, "statements": statements})
         except ValueError as error:
             raise DatabaseLost(str(error)) from None
-        for statements in self._done:
-            await self._server.ask("run", {"session": self._number, "statements": statements})
 
     async def _leave(self) -> None:
         server, self._server = self._server, None

@@ -54,6 +54,10 @@ def service(limits: SqlLimits) -> Service:
     return Service(modules, limits.memory_mb * 3 // 2)
 
 
+class ServerGone(DatabaseLost):
+    """The server was lost before this request was sent: another's doing."""
+
+
 class Server:
     """A started server. Requests queue; whatever goes wrong ends it for all its sessions."""
 
@@ -115,11 +119,12 @@ class Server:
         """The server's reply.
 
         Raises:
+            ServerGone: See there.
             DatabaseLost: It died, hung, spoke nonsense, or had no memory for this session.
         """
         async with self._lock:
             if self.lost or self._process is None:
-                raise DatabaseLost(self.lost or "the server is closed")
+                raise ServerGone(self.lost or "the server is closed")
             try:
                 async with asyncio.timeout(seconds or self._limits.hang_seconds):
                     reply = await self._exchange(_frame({"do": kind, **request}))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections import OrderedDict
 from typing import Any
@@ -16,7 +17,7 @@ from ._errors import COMPLEX
 
 LONGEST = 1 << 16  # characters of what is executed at once
 KEPT = 1 << 14  # translations
-CPU_SECONDS = 2.0  # of one translation
+CPU_SECONDS = 1.0  # of one translation
 _WALL_SECONDS = 60.0
 _REPLY = 1 << 24
 _COMMAND = (
@@ -66,7 +67,8 @@ class Translator:
                     found: Statements = json.loads(await self._process.stdout.readline())
                 return found
             except (OSError, ValueError, TimeoutError):
-                await self.close()
+                if await self.close() == -signal.SIGPROF:  # its time was up
+                    break
             except BaseException:  # cancelled midway: the answer must not meet another question
                 await self.close()
                 raise
@@ -93,9 +95,16 @@ class Translator:
                 remedy='install it: pip install "cqd-hub[agents]"',
             )
 
-    async def close(self) -> None:
+    async def close(self) -> int | None:
+        """End the process; return what it had ended with by itself, if it had."""
         process, self._process = self._process, None
-        if process is not None:
+        if process is None:
+            return None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), 0.2)
+        ended = process.returncode
+        if ended is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        return ended

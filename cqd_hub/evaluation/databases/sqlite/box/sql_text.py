@@ -8,17 +8,23 @@ import unicodedata
 
 # Unicode's root order of what is neither digit nor letter (UTS #10), as far as tables hold it.
 _SYMBOLS = (
-    "\t\n\x0b\x0c\r\x85 _-‐‑‒–—―,;:!¡?¿.·'‘’‚‹›\"“”„«»()[]{}§¶@*/\\&#%‰†‡•`´˜^¯¨°©®+±÷×<=>|¦~−"
-    "←→↑↓√∞≈≠≤≥■□●○★☆♠♣♥♦♪¤¢$£¥€"
+    "\t\n\x0b\x0c\r\x85 _-‐‑‒–—―,;:!¡?¿.·'‘’‚‹›\"“”„«»()[]{}§¶@*/\\&#%‰†‡•`´˜^¯¨¸°©®←→↑↓+±÷×<=>"
+    "¬|¦~−√∞≈≤≥■□○●★☆♠♣♥♦♪¤¢$£¥€"
 )
-_ORDER = {ord(symbol): 0x21 + place for place, symbol in enumerate(_SYMBOLS)}
+_ORDER: dict[int, int | None] = {ord(symbol): 0x21 + place for place, symbol in enumerate(_SYMBOLS)}
 _ORDER |= {0x30 + digit: 0x200 + digit for digit in range(10)}
-_ORDER |= {0x61 + letter: 0x300 + 2 * letter for letter in range(26)}
-# Letters that have no decomposition, with the weight of another or just after one.
+_LETTERS = "abcdefghiıjklmnŋopqĸrstŧuvwxyzþ"
+_ORDER |= {ord(letter): 0x300 + place for place, letter in enumerate(_LETTERS)}
+_ORDER[0xAD] = None  # a soft hyphen counts for nothing
+# Letters that have no decomposition but another's weight.
 _ALIKE = str.maketrans(
-    {"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "æ": "ae", "œ": "oe", "ı": "i", "ŧ": "t",
-     "’": "’", "þ": chr(0x300 + 39), "ð": chr(0x300 + 7), "\u0338": "", "⁄": "⁄"}
-)  # fmt: skip
+    {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "æ": "ae", "œ": "oe"}
+    | {chr(kana): chr(kana - 0x60) for kana in range(0x30A1, 0x30F7)}
+)
+# Symbols that would decompose into a space and an accent, or a letter and a dot: stand-ins.
+_WHOLE = {"´": "\x84", "¨": "\x86", "¯": "\x87", "˜": "\x88", "¸": "\x89", "ŀ": "l", "Ŀ": "l"}
+_KEPT = str.maketrans(_WHOLE)
+_ORDER |= {ord(place): _ORDER[ord(whole)] for whole, place in _WHOLE.items() if place != "l"}
 
 
 @functools.lru_cache(maxsize=1 << 15)
@@ -26,18 +32,9 @@ def weight(text: str) -> str:
     """What decides order and equality of *text* (nearest to utf8mb4_uca1400_nopad_ai_ci)."""
     if text.isascii():
         return text.lower().translate(_ORDER)
-    base = unicodedata.normalize("NFKD", _kept(text))
+    base = unicodedata.normalize("NFKD", text.translate(_KEPT))
     base = "".join(letter for letter in base if not unicodedata.combining(letter))
-    return _kept(base.casefold()).translate(_ALIKE).translate(_ORDER)
-
-
-def _kept(text: str) -> str:
-    """Spare symbols that would decompose into a space and an accent."""
-    return text.replace("´", "\x84").replace("¨", "\x86").replace("¯", "\x87").replace("˜", "\x88")
-
-
-for _place, _symbol in (("\x84", "´"), ("\x86", "¨"), ("\x87", "¯"), ("\x88", "˜")):
-    _ORDER[ord(_place)] = _ORDER[ord(_symbol)]
+    return base.casefold().translate(_ALIKE).translate(_ORDER)
 
 
 def compare(one: str, other: str) -> int:

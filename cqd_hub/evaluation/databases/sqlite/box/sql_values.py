@@ -92,8 +92,9 @@ def _signed(value: Any) -> int:
     return integer(text(value) if isinstance(value, bytes) else value)
 
 
-def _unsigned(value: Any) -> int:
-    return max(0, _signed(value))
+def _unsigned(value: Any) -> Any:
+    found = _signed(value)
+    return found if found >= 0 else float(found + (1 << 64))  # SQLite's integers have a sign
 
 
 def _decimal(value: Any, digits: int) -> Any:
@@ -157,8 +158,8 @@ def _log(value: float, base: float | None = None) -> float:
 
 def _edge(pick: Callable[..., Any]) -> Callable[..., Any]:
     def call(*values: Any) -> Any:
-        if any(isinstance(value, (int, float)) for value in values):
-            return pick(values, key=number)
+        if all(isinstance(value, (int, float)) for value in values):
+            return pick(values)
         return pick(values, key=lambda value: weight(text(value)))
 
     return call
@@ -227,6 +228,14 @@ def _pad(value: Any, length: Any, fill: Any, left: bool) -> Any:
 def _repeat(value: Any, count: Any) -> Any:
     found, count = text(value), max(0, integer(count))
     return None if len(found) * count > LONGEST else found * count
+
+
+def _cased(value: Any, change: Callable[[str], str]) -> str:
+    """Letter by letter: one that would become two stays."""
+    found = text(value)
+    if found.isascii():
+        return change(found)
+    return "".join(new if len(new := change(letter)) == 1 else letter for letter in found)
 
 
 def _trim(value: Any, where: str = "both", mark: Any = " ") -> str:
@@ -299,9 +308,10 @@ def _strcmp(one: Any, other: Any) -> int:
     return (first > second) - (first < second)
 
 
-def _format(value: Any, digits: Any, locale: Any = None) -> str:
+def _format(value: Any, digits: Any, exact: int = 0) -> str:
     digits = max(0, min(30, integer(digits)))
-    return f"{rounded(number(value), digits):,.{digits}f}"
+    found = rounded(number(value), digits) if exact else _round(value, digits)
+    return f"{found:,.{digits}f}"
 
 
 def _hex(value: Any) -> str:
@@ -448,7 +458,8 @@ def randomness(seed: int) -> Callable[..., float]:
 PLAIN: dict[str, Callable[..., Any]] = {
     "num": number, "snum": strict_number, "str": text, "signed": _signed, "unsigned": _unsigned,
     "decimal": _decimal, "round": _round, "truncate": _truncate, "div": divide, "whole": _whole,
-    "mod": _modulo, "abs": lambda value: abs(number(value)),
+    "mod": _modulo, "fmod": _real(lambda one, other: math.fmod(one, other) + 0.0),
+    "abs": lambda value: abs(number(value)),
     "ceil": lambda value: _ceiling(number(value), math.ceil),
     "floor": lambda value: _ceiling(number(value), math.floor),
     "sign": lambda value: (number(value) > 0) - (number(value) < 0),
@@ -462,7 +473,8 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "length": lambda value: len(_bytes(value)), "char_length": lambda value: len(text(value)),
     "bit_length": lambda value: 8 * len(_bytes(value)),
     "left": _left, "right": _right, "substring": _substring, "substring_index": _substring_index,
-    "upper": lambda value: text(value).upper(), "lower": lambda value: text(value).lower(),
+    "upper": lambda value: _cased(value, str.upper),
+    "lower": lambda value: _cased(value, str.lower),
     "locate": _locate, "instr": lambda value, mark: _locate(mark, value),
     "lpad": lambda value, size, fill=" ": _pad(value, size, fill, True),
     "rpad": lambda value, size, fill=" ": _pad(value, size, fill, False),

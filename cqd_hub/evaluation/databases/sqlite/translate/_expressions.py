@@ -161,8 +161,10 @@ class Expressions:
             Refused: MySQL's error for it.
         """
         if writer := self._writers.get(type(node)):
-            return writer(node, scope)
-        if isinstance(node, exp.Func):
+            found = writer(node, scope)
+            # NOT LIKE, and whatever else the parser negates in place
+            return Written(f"(NOT {found.sql})", INT) if node.args.get("negate") else found
+        if isinstance(node, exp.Func) and not isinstance(node, (exp.Array, exp.Bracket)):
             name = node.sql_name()
             raise Refused(f"1305 (42000): FUNCTION {self.statement.database}.{name} does not exist")
         if isinstance(node, exp.Query):
@@ -376,6 +378,12 @@ class Expressions:
         if isinstance(node, exp.Escape):
             escape = f", {self.write(node.expression, scope).sql}"
             node = node.this
+            if node.args.get("negate"):
+                found = self._like_with(node, escape, scope)
+                return Written(f"(NOT {found.sql})", INT)
+        return self._like_with(node, escape, scope)
+
+    def _like_with(self, node: exp.Expr, escape: str, scope: Scope) -> Written:
         one, other = self.write(node.this, scope), self.write(node.expression, scope)
         binary = BINARY in (one.type, other.type)
         name = "my_like_binary" if binary else "my_like"
@@ -416,7 +424,8 @@ class Expressions:
             return Written(f"my_whole({left}, {right})", INT)
         kind = arithmetic(sign, one.type, other_.type)
         if sign in ("/", "%"):
-            return Written(f"my_{'div' if sign == '/' else 'mod'}({left}, {right})", kind)
+            name = "div" if sign == "/" else "fmod" if kind == DOUBLE else "mod"
+            return Written(f"my_{name}({left}, {right})", kind)
         sql = f"({left} {sign} {right})"
         if kind.kind == "decimal":  # whose digits are exact: 0.1 + 0.2 = 0.3
             sql = f"my_decimal({sql}, {min(30, kind.scale + 6)})"
@@ -508,9 +517,9 @@ class Expressions:
         found = [self.write(node, scope) for node in nodes]
         arguments = [self.text(item) if function.texts else item.sql for item in found]
         kind = function.type(found) if found else function.type([Written("NULL", NULL)])
-        if function.ours == "round":
-            exact = int(bool(found) and found[0].type.kind == "decimal")
-            arguments = [*arguments, *["0"] * (2 - len(arguments)), str(exact)]
+        if function.ours in ("round", "format"):
+            exact = int(bool(found) and found[0].type.kind in ("decimal", "int"))
+            arguments = [*arguments[:2], *["0"] * (2 - len(arguments)), str(exact)]
         return Written(f"my_{function.ours}({', '.join(arguments)})", kind)
 
     def _present(self, node: exp.Expr, scope: Scope) -> Written:
@@ -719,7 +728,10 @@ class Expressions:
         for item in items:
             descending = isinstance(item, exp.Ordered) and item.args.get("desc")
             key = item.this if isinstance(item, exp.Ordered) else item
-            found.append(f"{self.collated(self.write(key, scope))}{' DESC' if descending else ''}")
+            sql = self.collated(self.write(key, scope))
+            if isinstance(key, exp.Literal):  # a place in the select list
+                sql += " COLLATE mysql"
+            found.append(f"{sql}{' DESC' if descending else ''}")
         return ", ".join(found)
 
 

@@ -91,6 +91,7 @@ FUNCTIONS: dict[str, Function] = {
     **_many("left right repeat sha2 date_format time_format", TEXT, 2, 2),
     **_many("space", TEXT, 1, 1, False),
     **_many("substring_index replace conv", TEXT, 3, 3),
+    "MID": Function("substring", 2, 3, _always(TEXT)),
     **_many("insert", TEXT, 4, 4),
     **_many("lpad rpad", TEXT, 3, 3),
     **_many("concat", TEXT, 1, MANY),
