@@ -66,35 +66,40 @@ async def evolve(
         RunError: Disk, sandbox or another process; what was evaluated is kept.
         Stopped: Interrupted; what was evaluated is kept.
     """
-    observer = observer or Silent()
-    observer.phase("opening")
+    told: Observer = observer or Silent()
+    told.phase("opening")
     choice = choose(executor, workers, recipe.evaluation.device)
     with open_directory(out):
         refuse_other_recipe(out, recipe)
         pins = pins_of(read_manifest(out))
-        async with open_executor(
-            choice, recipe, recipe_folder, run=out, pins=pins, note=observer.note
-        ) as (lineup, staff):
+
+        def note(line: str) -> None:
+            told.note(line)  # whoever observes when it is said
+
+        async with open_executor(choice, recipe, recipe_folder, run=out, pins=pins, note=note) as (
+            lineup,
+            staff,
+        ):
             refuse_twins(lineup.basis.experts)
             moved = seeds.moved(lineup.basis) if seeds else []
             manifest = common_manifest(await staff.manifests())
             check_space(out, lineup, asked(manifest), count_individuals(out) - len(moved))
-            observer = Logged(observer, out)
+            told = Logged(told, out)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest |= {"folder": str(recipe_folder), "created": created}
             if seeds:
                 manifest |= {"seeds": seeds.record()}
             for line in agree(out, manifest):
-                observer.note(f"differs from the last session: {line}")
+                told.note(f"differs from the last session: {line}")
             if seeds:
                 seeds.save(out)
-                observer.note(f"{len(moved)} elites of {seeds.source} to begin with")
+                told.note(f"{len(moved)} elites of {seeds.source} to begin with")
             lineages = [(one.genome, seeds.lineage(one.seed)) for one in moved if seeds]
             write_layout(out, lineup.basis)
             journal = Journal(out, create=True)
             try:
-                with _stop_on_interrupt(observer) as stop:
-                    await _Run(lineup, staff, journal, out, observer, stop, lineages).go()
+                with _stop_on_interrupt(told) as stop:
+                    await _Run(lineup, staff, journal, out, told, stop, lineages).go()
             except UserError:
                 if not journal.told():  # a mistake shown by the very first evaluations
                     discard(out)
