@@ -89,8 +89,14 @@ class SlotLoop(Generic[Ticket]):
 
     def __len__(self) -> int:
         """Requests whose replies are still to be had."""
-        queues = (self._rows, self._waiting, self._static, self._scores, self._done)
-        return sum(map(len, queues))
+        queues: tuple[list[Any], ...] = (
+            self._rows,
+            self._waiting,
+            self._static,
+            self._scores,
+            self._done,
+        )
+        return sum(len(queue) for queue in queues)
 
     def add(self, ticket: Ticket, request: Request, owner: Hashable = None) -> None:
         """Queue a request; its reply comes from `advance` with the *ticket*."""
