@@ -53,6 +53,8 @@ class Evaluator:
     def __post_init__(self) -> None:
         self._judge = Judge(self.sandbox, self.verdicts)
         self._means = Means(self.engine, self._judge)
+        # What is chosen by and reported is of one path, whatever the search was fast with.
+        self._reported = Means(self.engine.canonical, self._judge)
         self._relatives = Relatives(lambda individual, split: self.answers(individual, split))
 
     @property
@@ -115,4 +117,5 @@ class Evaluator:
         drafts = Drafts()
         if parents:
             drafts = self._relatives.drafts(parents, split, skill, sample.id)
-        return await skill.measure(self._means, candidate, split, sample, drafts)
+        means = self._means if split == "optimisation" else self._reported
+        return await skill.measure(means, candidate, split, sample, drafts)

@@ -103,7 +103,7 @@ class TaskSkill:
         await asyncio.gather(*itertools.chain(*futures))
         replies = [[future.result() for future in repeats] for repeats in futures]
         first = replies[0][0]
-        path, note, text = means.engine.path, "", ""
+        path, note, text = first.path or means.engine.path, "", ""
         if self.execution:
             assert means.judge.sandbox is not None
             path = f"{path}+{means.judge.sandbox.kind}"

@@ -231,6 +231,10 @@ class Evaluation(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="float32 on a CPU, bfloat16 on a GPU"
     )
+    engine: Literal["auto", "sequential", "population"] = Field(
+        default="auto",
+        description="how children are evaluated: one after the other, or side by side in one batch",
+    )
     batch_tokens: Annotated[int, Field(ge=256)] = Field(
         default=65536, description="rows × length of one batch, at most"
     )

@@ -20,6 +20,7 @@ from cqd_hub.evaluation.sandbox import Sandbox, open_sandbox
 from cqd_hub.evaluation.skills import Skill, load_skills
 from cqd_hub.recipe import Recipe
 from cqd_hub.recipe.schema import Evaluation
+from cqd_hub.run.engines import open_engine
 from cqd_hub.run.lineup import Lineup, check_basis, check_crossover, factor
 from cqd_hub.run.merges import open_merges
 from cqd_hub.run.models import find_models, open_found
@@ -114,7 +115,6 @@ async def open_workbench(
     import torch
 
     from cqd_hub.evaluation.engine.loading import load_tokenizer
-    from cqd_hub.evaluation.engine.sequential import SequentialEngine
 
     device = _device(recipe.evaluation.device)
     models = find_models(recipe, folder, pins=pins, note=note)
@@ -134,12 +134,14 @@ async def open_workbench(
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
         merges = open_merges(run, recipe) if run is not None else None
-        engine = SequentialEngine(
+        engine = open_engine(
+            recipe,
             basis,
+            skills,
             device=device,
             dtype=getattr(torch, dtype),
-            batch_tokens=recipe.evaluation.batch_tokens,
             merges=merges,
+            note=note,
         )
         for skill in skills.values():
             skill.check(engine)
