@@ -18,7 +18,7 @@ from cqd_hub.evaluation.databases._interface import DatabaseLost
 from cqd_hub.evaluation.sandbox import Sandbox, Service, printable
 
 _BOX = Path(__file__).parent / "box"
-_MODULES = ("sql_text", "sql_values", "sql_dates", "sql_server")
+_MODULES = ("sql_text", "sql_values", "sql_strings", "sql_groups", "sql_dates", "sql_server")
 _LARGEST_REPLY = 1 << 26
 _START_SECONDS = 90.0
 

@@ -15,7 +15,6 @@ from cqd_hub.errors import RunError
 
 from ._errors import COMPLEX
 
-LONGEST = 1 << 16  # characters of what is executed at once
 KEPT = 1 << 14  # translations
 CPU_SECONDS = 1.0  # of one translation
 _WALL_SECONDS = 60.0

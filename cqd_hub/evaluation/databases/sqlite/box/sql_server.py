@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import sql_dates, sql_text, sql_values
+from . import sql_dates, sql_groups, sql_strings, sql_text, sql_values
 from .sql_values import MySQLError, text
 
 _REFUSED = {
@@ -84,13 +84,13 @@ class _Session:
 
     def _define(self) -> None:
         define = self.connection.create_function
-        for name, function in (*sql_values.PLAIN.items(), *_dated()):
+        for name, function in (*sql_values.PLAIN.items(), *sql_strings.PLAIN.items(), *_dated()):
             define(f"my_{name}", -1, self._guarded(function, nulls=False), deterministic=True)
-        for name, function in sql_values.WITH_NULLS.items():
+        for name, function in sql_strings.WITH_NULLS.items():
             define(f"my_{name}", -1, self._guarded(function, nulls=True), deterministic=True)
         define("my_rand", -1, self._guarded(sql_values.randomness(0), nulls=True))
         define("my_unixtime", -1, self._guarded(sql_dates.FUNCTIONS["unix_timestamp"], nulls=True))
-        for name, kind in sql_values.AGGREGATES.items():
+        for name, kind in sql_groups.AGGREGATES.items():
             self.connection.create_aggregate(f"my_{name}", -1, kind)
         self.connection.create_collation("mysql", sql_text.compare)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sqlglot import exp
-
 
 class Type(NamedTuple):
     """A kind: text, binary, int, decimal (with *scale* digits), double, date, datetime, time, null.
@@ -117,6 +115,5 @@ def string(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def name_of(node: exp.Expr | None) -> str:
-    """The identifier's own spelling; empty for none."""
-    return node.name if node is not None else ""
+def text_literal(word: str) -> Written:
+    return Written(string(word), TEXT, literal=word)
