@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from importlib.metadata import version
 from typing import Any
 
 from cqd_hub.errors import RunError, UserError
@@ -59,17 +60,19 @@ class SqliteDatabases(Databases):
         self._servers: list[Server | None] = [None] * workers
         self._starting = [asyncio.Lock() for _ in range(workers)]
         self.translator = Translator(strict)
-        self.guarantees = (
-            f"sqlite: MySQL translated to SQLite in memory, {'strict' if strict else 'lenient'} "
-            "mode, text blind to case and accents; one database per session, several in one "
-            f"confined process ({sandbox.kind}); instructions, CPU, memory, rows and bytes of a "
-            "statement bounded"
-        )
+        self._mode = "strict" if strict else "lenient"
+        self.guarantees = ""
 
     async def open(self) -> None:
         """Start the first server and the translator, so that what is missing shows at once."""
         await self.translator.translate("SELECT 1", "")
-        await self.server()
+        server = await self.server()
+        self.guarantees = (
+            f"sqlite: SQLite {server.version} in memory, MySQL translated by sqlglot "
+            f"{version('sqlglot')}, {self._mode} mode, text blind to case and accents; one "
+            f"database per session, several in one confined process ({self._sandbox.kind}); instructions, "
+            "CPU, memory, rows and bytes of a statement bounded"
+        )
 
     async def server(self) -> Server:
         """The server with the fewest sessions.

@@ -69,6 +69,7 @@ class Server:
         self._numbers = itertools.count()
         self.sessions = 0
         self.lost = ""
+        self.version = ""  # SQLite's
 
     async def open(self) -> None:
         """Start it.
@@ -105,6 +106,7 @@ class Server:
         if "error" in reply:
             raise ValueError(reply["error"])
         self.sessions += 1
+        self.version = printable(str(reply.get("version", "")))
         return number
 
     def end(self, number: int) -> None:

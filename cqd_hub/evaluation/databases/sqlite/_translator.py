@@ -15,7 +15,7 @@ from cqd_hub.errors import RunError
 
 from ._errors import COMPLEX
 
-KEPT = 1 << 14  # translations
+KEPT = 1 << 12  # translations
 CPU_SECONDS = 1.0  # of one translation
 _WALL_SECONDS = 60.0
 _REPLY = 1 << 24

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import date, datetime
 from decimal import Decimal
 
 import pytest
 
+from cqd_hub.errors import UserError
 from cqd_hub.evaluation.databases._interface import Table
 
 from .conftest import Handle
@@ -355,6 +357,30 @@ def test_digest(db: Handle) -> None:
     assert db.digest(session) == ""
     assert db.digest(session, "nobody") == ""
     db.close(session)
+
+
+def test_what_the_manifest_says(db: Handle) -> None:
+    assert db.databases.kind == "sqlite"
+    assert re.match(
+        r"sqlite: SQLite 3\.\d+\.\d+ in memory, MySQL translated by sqlglot \d.*strict mode",
+        db.databases.guarantees,
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Table("t", ("a", "A"), ()),
+        Table("t", ("a", "b"), (("1",),)),
+        Table("t", (), ()),
+        Table("", ("a",), ()),
+        Table("sqlite_x", ("a",), ()),
+    ],
+)
+def test_tables_that_cannot_be_made(db: Handle, wrong: Table) -> None:
+    with pytest.raises(UserError, match="table"):
+        db.begin(wrong)
+    db.still_right()
 
 
 def test_the_lenient_mode() -> None:

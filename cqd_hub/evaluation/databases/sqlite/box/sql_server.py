@@ -54,7 +54,7 @@ class _Session:
     """One database.
 
     Args:
-        limits: `statement_steps`, `statement_seconds` (CPU), `database_mb`, `rows`,
+        limits: `statement_steps`, `statement_seconds` (CPU), `database_mb`, `memory_mb`, `rows`,
             `result_bytes`.
     """
 
@@ -68,6 +68,7 @@ class _Session:
         self._define()
         run = self.connection.execute
         run("pragma temp_store = memory")
+        run(f"pragma hard_heap_limit = {limits['memory_mb'] << 20}").fetchall()  # of the process
         run(f"pragma max_page_count = {limits['database_mb'] * 256}")
         for name, columns, rows in tables:
             # TEXT as MySQL compares it; SQLite joins on what is declared here.
@@ -306,15 +307,10 @@ def serve(read: Callable[[], Any], write: Callable[[Mapping[str, Any]], None]) -
 def _answer(sessions: dict[int, _Session], request: Mapping[str, Any]) -> dict[str, Any]:
     kind, number = request["do"], request["session"]
     if kind == "begin":
-        limits = request["limits"]
-        heap = limits["memory_mb"] << 20
         try:
-            sessions[number] = session = _Session(limits, request["tables"])
+            sessions[number] = _Session(request["limits"], request["tables"])
         except (sqlite3.Error, ValueError, OverflowError) as error:
             return {"error": str(error)}
-        session.connection.set_authorizer(None)
-        session.connection.execute(f"pragma hard_heap_limit = {heap}").fetchall()
-        session.connection.set_authorizer(session._authorize)
         return {"version": sqlite3.sqlite_version}
     if number not in sessions:
         return {"lost": "unknown session"}
