@@ -41,7 +41,7 @@ def _root(
 
 
 def _register() -> None:
-    from cqd_hub.cli import create, hub, inspect, produce, pull
+    from cqd_hub.cli import create, hub, inspect, produce, pull, sandbox
 
     commands: list[tuple[str, Callable[..., None]]] = [
         ("evolve", produce.evolve),
@@ -59,6 +59,7 @@ def _register() -> None:
     for name, function in commands:
         settings = {"ignore_unknown_options": True} if name in naming else {}
         app.command(name, context_settings=settings)(function)
+    app.add_typer(sandbox.app, name="sandbox")
 
 
 _register()

@@ -124,7 +124,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
         cqd-hub doctor
     """
-    checks = [*_libraries(), *_sandboxes(), *_machine()]
+    checks = [*_libraries(), *_sandboxes(), *_machines(), *_machine()]
     if as_json:
         for check in checks:
             print(json.dumps(check._asdict()))
@@ -172,6 +172,20 @@ def _sandboxes() -> list[Check]:
             kind.remedy,
         )
         for kind in kinds
+    ]
+
+
+def _machines() -> list[Check]:
+    from cqd_hub.evaluation.machines import available_machines
+
+    return [
+        Check(
+            f"machines {kind.kind}",
+            "ok" if kind.ok else "optional",
+            "for agents that act" if kind.ok else kind.why_not,
+            kind.remedy,
+        )
+        for kind in available_machines()
     ]
 
 

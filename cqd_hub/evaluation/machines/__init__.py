@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._build import build_image, to_docker
 from ._image import Image, find_image, images
 from ._interface import (
     Language,
@@ -25,7 +26,9 @@ __all__ = [
     "Printed",
     "Ran",
     "available_machines",
+    "build_image",
     "find_image",
     "images",
     "open_machines",
+    "to_docker",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cqd_hub.evaluation.sandbox._start import FLAGS, first_frame, interpreter, spare_uid
+from cqd_hub.evaluation.sandbox._worker import start_process
 from cqd_hub.evaluation.sandbox.box import groups
 
 from ._agent import AgentMachine, agent_frame, end_process
@@ -86,17 +86,7 @@ class BubblewrapMachines(SpareMachines):
             "tasks": tasks(limits),
         }
         memory = None if self._grouped else limits.memory_mb << 20
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *launcher(),
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            env={},
-            cwd="/",
-            start_new_session=True,
-            limit=1 << 20,
-        )
+        process = await start_process(launcher(), {})
 
         async def end() -> None:
             await end_process(process, 10)

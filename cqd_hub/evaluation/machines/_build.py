@@ -18,7 +18,7 @@ from cqd_hub.evaluation.sandbox import printable
 
 from ._bubblewrap import launch_plan, launcher, launcher_frame
 from ._ids import ids_here
-from ._image import OFFERED, PACKAGES, ROOT, Image, image_folder, read_image, write_stamp
+from ._image import LABEL, OFFERED, PACKAGES, ROOT, Image, image_folder, read_image, write_stamp
 
 SUITE = "bookworm"
 _INSTALL = "install it: `apt install mmdebstrap uidmap`, or give a ready one with --tar FILE"
@@ -46,7 +46,7 @@ mkdir -p /etc/apt/sources.list.d /var/lib/apt/lists/partial
 echo 'deb [trusted=yes] file:/opt/packages ./' > /etc/apt/sources.list
 echo 'APT::Sandbox::User "root";' > /etc/apt/apt.conf.d/90machine
 echo box > /etc/hostname
-printf '127.0.0.1 localhost box\\n::1 localhost\\n' > /etc/hosts
+printf '127.0.0.1 localhost box\\n::1 localhost\\n' > /etc/hosts  # as in `box.layers`
 rm -f /etc/resolv.conf /etc/machine-id /var/lib/dbus/machine-id
 : > /etc/resolv.conf
 : > /etc/machine-id
@@ -291,7 +291,7 @@ def to_docker(image: Image, name: str) -> None:
     if shutil.which("docker") is None:
         raise UserError("docker is not installed", remedy="install it, or leave out --docker")
     with tempfile.TemporaryFile() as errors:
-        label = f"LABEL cqd-hub.packages={image.packages}"
+        label = f"LABEL {LABEL}={image.packages}"
         taker = subprocess.Popen(
             ["docker", "import", "--change", label, "-", name],
             stdin=subprocess.PIPE,

@@ -8,7 +8,8 @@ import uuid
 from dataclasses import asdict
 
 from cqd_hub.evaluation.sandbox._sandboxes import no_proxies
-from cqd_hub.evaluation.sandbox.box import enter, groups
+from cqd_hub.evaluation.sandbox._worker import start_process
+from cqd_hub.evaluation.sandbox.box import enter, groups, layers
 
 from ._agent import AgentMachine, agent_frame, end_process
 from ._bubblewrap import PYTHON
@@ -35,15 +36,7 @@ class DockerMachines(SpareMachines):
 
     async def _new(self, limits: MachineLimits) -> AgentMachine:
         name = f"cqd-hub-{uuid.uuid4().hex}"
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *docker_run(name, self._image, limits),
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            start_new_session=True,
-            limit=1 << 20,
-        )
+        process = await start_process(docker_run(name, self._image, limits), None)
 
         async def end() -> None:
             # The agent ends with its standard input; the client with the container.
@@ -68,15 +61,15 @@ async def _kill(name: str) -> None:
 def docker_run(name: str, image: str, limits: MachineLimits) -> list[str]:
     """The command that starts a machine.
 
-    Its root file system is a layer of our own, for the engine bounds none: that takes the right to
-    mount, which the first process gives up before anything else runs.
+    Its root file system is a layer of our own, for the engine bounds none: that takes rights
+    to mount, which the first process gives up before anything else runs.
     """
     memory = limits.memory_mb + limits.disk_mb + groups.AGENT_MB  # what is written lies in memory
-    capabilities = [name.removeprefix("CAP_") for name in (*enter.CAPABILITIES, "CAP_SYS_ADMIN")]
+    capabilities = [name.removeprefix("CAP_") for name in enter.CAPABILITIES]
     return [
         *("docker", "run", "--rm", "--interactive", "--name", name, "--pull", "never"),
         *("--network", "none", "--log-driver", "none", "--user", "0:0"),
-        *("--cap-drop", "ALL", *(f"--cap-add={capability}" for capability in capabilities)),
+        *("--cap-drop", "ALL", *(f"--cap-add={name}" for name in (*capabilities, *layers.RIGHTS))),
         *("--security-opt", "no-new-privileges", "--security-opt", "apparmor=unconfined"),
         *("--pids-limit", str(limits.processes + groups.AGENT_TASKS)),
         *("--memory", f"{memory}m", "--memory-swap", f"{memory}m"),

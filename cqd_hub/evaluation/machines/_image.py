@@ -15,6 +15,7 @@ from ._ids import Ids, ids_here
 
 FORMAT = 1
 DEFAULT_NAME = "debian"
+LABEL = "cqd-hub.packages"  # of a Docker image
 STAMP, ROOT = "stamp.json", "root"
 # No sudo: tasks have it installed. Everything else is what tasks were seen to use.
 PACKAGES = (

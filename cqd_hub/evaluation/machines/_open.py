@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from cqd_hub.evaluation.sandbox import _open as sandboxes
 
 from ._bubblewrap import BubblewrapMachines
 from ._docker import DEFAULT_IMAGE, DockerMachines
-from ._image import find_image
+from ._image import LABEL, find_image, wanted
 from ._interface import Machines
 from ._spare import SpareMachines
 
@@ -69,7 +70,36 @@ def _docker(image: str | Path | None) -> DockerMachines:
         raise UserError(
             "docker is not installed", where="docker machines", remedy=sandboxes.remedy("docker")
         )
-    return DockerMachines(str(image or DEFAULT_IMAGE))
+    name = str(image or DEFAULT_IMAGE)
+    packages = _packages_of(name)
+    if packages != wanted():
+        raise UserError(
+            f"there is no image {name}"
+            if packages is None
+            else f"image {name} is of another version",
+            where="docker machines",
+            remedy=f"`cqd-hub sandbox build --docker {name}`",
+        )
+    return DockerMachines(name)
+
+
+def _packages_of(image: str) -> str | None:
+    """What an image of the engine was made of; None without it, empty if it is not ours.
+
+    Raises:
+        UserError: No engine answers.
+    """
+    label = f'{{{{index .Config.Labels "{LABEL}"}}}}'
+    command = ["docker", "image", "inspect", "--format", label, image]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=30, check=False, text=True)
+    except subprocess.TimeoutExpired:
+        done = subprocess.CompletedProcess(command, 1, "", "")
+    if done.returncode == 0:
+        return done.stdout.strip()
+    if "o such image" in done.stderr:
+        return None
+    raise UserError("no engine answers", where="docker machines", remedy=sandboxes.remedy("docker"))
 
 
 def _remedy(kind: str) -> str:

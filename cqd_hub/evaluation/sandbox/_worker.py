@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -71,6 +71,35 @@ async def last_words(process: asyncio.subprocess.Process) -> str:
     return printable(lines[-1]) if lines else "it ended without a word"
 
 
+async def start_process(
+    command: Sequence[str], environment: Mapping[str, str] | None
+) -> asyncio.subprocess.Process:
+    """Start a process in a session of its own, with pipes.
+
+    Cancelled midway, asyncio waits for ever for pipes that were never connected: so this starts it,
+    and then ends it again.
+    """
+    pipe = asyncio.subprocess.PIPE
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=environment,
+            cwd="/",
+            start_new_session=True,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        process = await starting
+        process.kill()
+        await process.communicate()
+        raise
+
+
 class Worker:
     """A started box. Not for concurrent use; `close` it whatever happens."""
 
@@ -86,16 +115,7 @@ class Worker:
             WorkerLost: it does not work; the message says what it printed.
         """
         start = self._stack.enter_context(self._start())
-        pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(
-            *start.command,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            env=start.environment,
-            cwd="/",
-            start_new_session=True,
-        )
+        self._process = await start_process(start.command, start.environment)
         try:
             report = await self._exchange(start.first + frame(PROBE), 90.0)
         except WorkerLost as lost:

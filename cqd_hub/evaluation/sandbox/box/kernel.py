@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import signal
+from collections.abc import Iterable
 
 ARM = platform.machine() == "aarch64"
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = (
@@ -17,19 +18,21 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = (
     0x10000000,
     0x20000000,
 )
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = (
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = (
     1,
     2,
     4,
     8,
+    32,
     4096,
+    8192,
     16384,
     1 << 18,
 )
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_SECCOMP = 1, 4, 24, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
 
-CAP_SYS_ADMIN = 21
+CAP_SYS_CHROOT, CAP_SYS_ADMIN = 18, 21
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # The same library with the interpreter's lock held: a child must be born holding it.
@@ -113,12 +116,12 @@ def drop_capabilities() -> None:
     syscall(91 if ARM else 126, header, (ctypes.c_uint32 * 6)())
 
 
-def bound_capabilities(*, without: int) -> None:
-    """Give up one capability, and bound all programs started here by those that are left."""
+def bound_capabilities(without: Iterable[int]) -> None:
+    """Give up some capabilities, and bound all programs started here by those that are left."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     found = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
     syscall(90 if ARM else 125, header, found)
-    left = (found[1] | found[4] << 32) & ~(1 << without)
+    left = (found[1] | found[4] << 32) & ~sum(1 << capability for capability in without)
     for capability in range(64):
         if not left >> capability & 1:
             try:
@@ -130,16 +133,3 @@ def bound_capabilities(*, without: int) -> None:
         for offset in range(3):
             found[3 * half + offset] &= left >> 32 * half & 0xFFFFFFFF
     syscall(91 if ARM else 126, header, found)
-
-
-def pivot_root(new: str, old: str) -> None:
-    syscall(41 if ARM else 155, _text(new), _text(old))
-
-
-def unmount(path: str) -> None:
-    """Unmount once nobody uses it."""
-    syscall(39 if ARM else 166, _text(path), 2)
-
-
-def _text(path: str) -> ctypes.Array:
-    return ctypes.create_string_buffer(os.fsencode(path))

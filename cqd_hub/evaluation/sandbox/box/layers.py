@@ -12,6 +12,10 @@ from . import kernel
 # the agent.
 CLOSED = ("/proc/tty/driver", "/proc/1")
 
+HOSTS = "127.0.0.1 localhost box\n::1 localhost\n"
+# What moving in takes. Given up afterwards, which also closes the way back out.
+RIGHTS = {"SYS_ADMIN": kernel.CAP_SYS_ADMIN, "SYS_CHROOT": kernel.CAP_SYS_CHROOT}
+
 
 def lay(lower: str, place: str, limits: Mapping[str, Any], *options: str) -> str:
     """Mount a file system on *place* and, in it, the layers; return the path of the new root.
@@ -30,18 +34,23 @@ def lay(lower: str, place: str, limits: Mapping[str, Any], *options: str) -> str
 
 
 def move_in(limits: Mapping[str, Any]) -> None:
-    """Make such layers over a container's root its root; needs CAP_SYS_ADMIN for the while."""
+    """Make such layers over a container's root its root; see `RIGHTS`."""
     place = "/mnt"
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     root = lay("/", place, limits)
-    for name in ("proc", "dev", "sys"):
+    for name in ("proc", "dev"):
         kernel.mount(f"/{name}", f"{root}/{name}", None, kernel.MS_BIND | kernel.MS_REC)
+    read_only = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID
+    kernel.mount("none", f"{root}/dev", None, read_only)
     kernel.mount(f"{place}/shm", f"{root}/dev/shm", None, kernel.MS_BIND)
     kernel.mount(f"{place}/run", f"{root}/run", None, kernel.MS_BIND)
     os.chdir(root)
-    kernel.pivot_root(".", ".")
-    kernel.unmount(".")  # the old root, which lies on the new one now
+    kernel.mount(".", "/", None, kernel.MS_MOVE)
+    os.chroot(".")
     os.chdir("/")
+    for name, text in (("hostname", "box\n"), ("hosts", HOSTS)):  # the engine empties them
+        with open(f"/etc/{name}", "w") as file:
+            file.write(text)
     for path in CLOSED:
         flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
         kernel.mount("closed", path, "tmpfs", flags, "size=4k,nr_inodes=2,mode=755")

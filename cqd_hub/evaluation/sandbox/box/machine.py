@@ -61,9 +61,11 @@ def main(config: Mapping[str, Any]) -> None:
     try:
         if config["container"]:
             layers.move_in(config["limits"])
+        else:  # bubblewrap sets it too, and loses it when it changes capabilities
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-        kernel.bound_capabilities(without=kernel.CAP_SYS_ADMIN)
+        kernel.bound_capabilities(layers.RIGHTS.values())
         seccomp.install(seccomp.assemble(sockets=True))
         agent = Agent(config)
         write_frame({"ready": True})

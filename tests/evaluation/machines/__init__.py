@@ -1,0 +1,1 @@
+"""Tests of machines; a package so that they share the fixture's helpers."""
