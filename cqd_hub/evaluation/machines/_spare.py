@@ -51,7 +51,8 @@ class SpareMachines(Machines):
             except asyncio.CancelledError:
                 await _discard(task)
                 raise
-            self._next = limits, asyncio.create_task(self._open(limits))
+            if self._next is None:  # else another has done so meanwhile
+                self._next = limits, asyncio.create_task(self._open(limits))
             machine.hand_out()
             return machine
         raise RunError(

@@ -72,8 +72,17 @@ def main(plan: Mapping[str, Any]) -> None:
             pid, status = os.wait()
             if pid == child:
                 code = os.waitstatus_to_exitcode(status)
+                # Ended early, bubblewrap leaves a process that waits for it for ever.
+                _end_children()
     groups.remove(group)
     os._exit(0 if code == 0 else 1)
+
+
+def _end_children() -> None:
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        for pid in file.read().split():
+            with contextlib.suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def _map(plan: Mapping[str, Any], child: int) -> None:
