@@ -18,6 +18,7 @@ import pytest
 import cqd_hub
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.machines import (
+    Machine,
     MachineLost,
     Machines,
     available_machines,
@@ -161,6 +162,11 @@ def test_a_cancelled_command() -> None:
     with_machines(main)
 
 
+async def until_lost(machine: Machine) -> None:
+    for _ in range(1000):
+        await machine.shell("sleep 0.01")
+
+
 def test_a_killed_launcher() -> None:
     async def main(machines: Machines) -> None:
         word = f"orphan{os.getpid()}"
@@ -169,8 +175,7 @@ def test_a_killed_launcher() -> None:
         assert processes_holding(word)
         os.kill(machine._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
         with pytest.raises(MachineLost):
-            for _ in range(1000):
-                await machine.shell("sleep 0.01")
+            await until_lost(machine)
         await machine.close()
         assert await asyncio.to_thread(gone, word)
         async with await machines.start(LIMITS) as machine:
