@@ -70,8 +70,8 @@ class SqliteDatabases(Databases):
         self.guarantees = (
             f"sqlite: SQLite {server.version} in memory, MySQL translated by sqlglot "
             f"{version('sqlglot')}, {self._mode} mode, text blind to case and accents; one "
-            f"database per session, several in one confined process ({self._sandbox.kind}); instructions, "
-            "CPU, memory, rows and bytes of a statement bounded"
+            f"database per session, several in one confined process ({self._sandbox.kind}); "
+            "instructions, CPU, memory, rows and bytes of a statement bounded"
         )
 
     async def server(self) -> Server:
