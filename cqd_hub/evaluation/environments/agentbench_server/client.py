@@ -208,7 +208,7 @@ class Server:
                 except (Away, Refused) as error:
                     self._wait_for(error, waited)
                     if waited == 0:
-                        self.note(f"{error}; waiting up to {self._patience:g} s for it")
+                        self.note(f"{self.url}: {error.what}; waiting up to {self._patience:g} s")
                 await asyncio.sleep(pause)
                 waited, pause = waited + pause, min(1.5 * pause, _PAUSES[1])
 

@@ -36,6 +36,10 @@ class Scripted:
         self.tokenizer = AutoTokenizer.from_pretrained(basis.base.checkpoint.path)
         self._agent, self._context = agent, context
 
+    @property
+    def canonical(self) -> Scripted:
+        return self
+
     def misfit(self, request: Request) -> UserError | None:
         if len(request.prompt) > self._context:
             return UserError("too long")

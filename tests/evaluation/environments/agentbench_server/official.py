@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 COUNT = 12
-SOUND = 4  # statements that a sample allows
+STATEMENTS = 4  # statements that a sample allows
 TOOLS = [
     {
         "type": "function",
@@ -80,11 +80,11 @@ class Pets:
         if text == "crash":
             raise ZeroDivisionError("the task's own mistake")
         statement = re.search(r"```sql\n(.*?)\n```", text, re.DOTALL)
-        if "Action: Operation" in text and statement and self.spent < SOUND:
+        if "Action: Operation" in text and statement and self.spent < STATEMENTS:
             return self.run(statement[1])
         said = re.search(r"\nFinal Answer:(.*)", text)
         self.status = "completed" if said else "agent validation failed"
-        if self.spent >= SOUND:
+        if self.spent >= STATEMENTS:
             self.status = "task limit reached"
         self.answer = said[1] if said else ""
         return None
