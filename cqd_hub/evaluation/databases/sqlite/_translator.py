@@ -91,7 +91,7 @@ class Translator:
             raise RunError(
                 "the translator of MySQL's statements does not start",
                 where="sqlite databases",
-                remedy='install it: pip install "cqd-hub[agents]"',
+                remedy='see that sqlglot is installed: pip install "sqlglot>=30,<31"',
             )
 
     async def close(self) -> int | None:
