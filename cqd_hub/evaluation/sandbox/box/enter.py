@@ -63,7 +63,7 @@ def main(plan: Mapping[str, Any]) -> None:
             _map(plan, child)
             groups.join(group, child)
             os.write(go[1], b"g")
-    except (OSError, subprocess.CalledProcessError) as error:
+    except OSError as error:
         os.write(2, f"the machine cannot be put together: {error}\n".encode())
         os.kill(child, signal.SIGKILL)
     code = 1
@@ -86,17 +86,37 @@ def _end_children() -> None:
 
 
 def _map(plan: Mapping[str, Any], child: int) -> None:
+    """Write the maps of user ids, in a process of its own.
+
+    That takes the owner of the namespace, and where it maps others' ids, root's rights over them.
+    """
+    writer = os.fork()
+    if writer == 0:
+        try:
+            if plan["spare"] is not None:
+                kernel.become_keeping_capabilities(plan["spare"])
+            _write_maps(plan, child)
+            os._exit(0)
+        except (OSError, subprocess.CalledProcessError) as error:
+            os.write(2, f"user ids cannot be mapped: {error}\n".encode())
+        finally:
+            os._exit(1)
+    if os.waitpid(writer, 0)[1]:
+        raise OSError("no user ids")
+
+
+def _write_maps(plan: Mapping[str, Any], child: int) -> None:
     ids = plan["ids"]
     for kind, helper in zip(("uid", "gid"), plan["helpers"] or (None, None), strict=True):
         words = ["0", str(ids[kind]), str(ids["count"])]
         if helper is not None:
             subprocess.run([helper, str(child), *words], check=True, env={})
-        else:
-            if ids["count"] == 1 and kind == "gid":
-                with open(f"/proc/{child}/setgroups", "w") as file:
-                    file.write("deny")
-            with open(f"/proc/{child}/{kind}_map", "w") as file:
-                file.write(" ".join(words))
+            continue
+        if ids["count"] == 1 and kind == "gid":
+            with open(f"/proc/{child}/setgroups", "w") as file:
+                file.write("deny")
+        with open(f"/proc/{child}/{kind}_map", "w") as file:
+            file.write(" ".join(words))
 
 
 def _child(plan: Mapping[str, Any], ready: int, go: int) -> None:

@@ -29,7 +29,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC,
     16384,
     1 << 18,
 )
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_SECCOMP = 1, 4, 24, 22
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 4, 8
+PR_CAPBSET_DROP, PR_SET_SECCOMP = 24, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
 
 CAP_SYS_CHROOT, CAP_SYS_ADMIN = 18, 21
@@ -116,11 +117,29 @@ def drop_capabilities() -> None:
     syscall(91 if ARM else 126, header, (ctypes.c_uint32 * 6)())
 
 
+_GET, _SET = (90, 91) if ARM else (125, 126)
+
+
+def _capabilities() -> tuple[ctypes.Array, ctypes.Array]:
+    """The header, and effective, permitted, inheritable; then their upper halves."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    found = (ctypes.c_uint32 * 6)()
+    syscall(_GET, header, found)
+    return header, found
+
+
+def become_keeping_capabilities(uid: int) -> None:
+    """Change the user id, and nothing of what this process may do."""
+    prctl(PR_SET_KEEPCAPS, 1)
+    os.setresuid(uid, uid, uid)
+    header, found = _capabilities()
+    found[0], found[3] = found[1], found[4]
+    syscall(_SET, header, found)
+
+
 def bound_capabilities(without: Iterable[int]) -> None:
     """Give up some capabilities, and bound all programs started here by those that are left."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    found = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
-    syscall(90 if ARM else 125, header, found)
+    header, found = _capabilities()
     left = (found[1] | found[4] << 32) & ~sum(1 << capability for capability in without)
     for capability in range(64):
         if not left >> capability & 1:
@@ -132,4 +151,4 @@ def bound_capabilities(without: Iterable[int]) -> None:
     for half in range(2):
         for offset in range(3):
             found[3 * half + offset] &= left >> 32 * half & 0xFFFFFFFF
-    syscall(91 if ARM else 126, header, found)
+    syscall(_SET, header, found)
