@@ -52,14 +52,14 @@ class BubblewrapMachines(SpareMachines):
         super().__init__()
         self._image = image
         self._grouped = has_groups()
-        single = image.ids.count == 1
-        users = "one user id" if single else f"{image.ids.count} user ids of its own"
+        self.single_user = image.ids.count == 1
+        users = "one user id" if self.single_user else f"{image.ids.count} user ids of its own"
         memory = (
             "memory, what is written included, and processes bounded together in a control group"
             if self._grouped
             else "memory bounded per process only, processes together"
         )
-        if single:
+        if self.single_user:
             self.missing += (
                 "there is one user id, root's: files cannot be given away, no other user can act, "
                 "and tasks that need this cannot be played",

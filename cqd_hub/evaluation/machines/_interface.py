@@ -117,10 +117,12 @@ class Machines(abc.ABC):
     Attributes:
         kind: ``bubblewrap`` or ``docker``.
         guarantees: One line for the manifest: what is bounded and what is not.
+        single_user: Root is the only user, so `chown`, `su` and apt's own user fail.
     """
 
     kind: str
     guarantees: str
+    single_user: bool = False
 
     @abc.abstractmethod
     async def start(self, limits: MachineLimits = MachineLimits()) -> Machine:
