@@ -111,7 +111,7 @@ def _problem(
 
 def feedback(given: object, expected: object, got: object) -> str:
     """What the environment says of a program that fails the visible assertion."""
-    return f"\nassert {ENTRY}({given!r}) == {expected!r}  # left: {got!r}\n"
+    return f"assert {ENTRY}({given!r}) == {expected!r}  # left: {got!r}\n"
 
 
 def _inputs(concept: Concept, rng: random.Random) -> list:

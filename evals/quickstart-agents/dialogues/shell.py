@@ -127,7 +127,7 @@ def observation(printed: str) -> str:
 def _init(facts: dict, rng: random.Random) -> str:
     """Write the script that fills the home folder: the file in question, and others."""
     names = rng.sample(_FILES, 4)
-    within = facts.get("folder") or f"{rng.choice(_FOLDERS)}/{rng.choice(_WORDS)}"
+    within = facts.get("folder") or f"{rng.choice(_FOLDERS)}/{rng.choice(_STEMS)}"
     paths = [facts.get("file") or names[0], names[1], f"{within}/{names[2]}"]
     script = [f"mkdir -p {within}"]
     for path in dict.fromkeys(paths):

@@ -68,6 +68,7 @@ def concepts() -> Iterator[Concept]:
                         f"UPDATE {t} SET {c}='{value}' WHERE name='{name}'",
                         f"(set the {c} of {name} to|change the {c} of {name} to) {value}.",
                         name=name,
+                        value=str(value),
                     )
             for i, group in enumerate(_GROUPS):
                 first, second = 10 + (7 * i) % 90, 10 + (11 * i + len(name + t) * 13) % 90
@@ -194,7 +195,9 @@ def _rows(table: _Table, facts: dict, rng: random.Random) -> list[list[str]]:
     if "name" in facts:
         names[0] = facts["name"]
     groups = kept + rng.choices(groups[1:], k=_ROWS - len(kept))
-    numbers = [map(str, rng.sample(range(10, 100), _ROWS)) for _ in table.numbers]
+    # An update has something to change.
+    values = [str(n) for n in range(10, 100) if str(n) != facts.get("value")]
+    numbers = [rng.sample(values, _ROWS) for _ in table.numbers]
     rows = [list(row) for row in zip(names, groups, *numbers, strict=True)]
     rng.shuffle(rows)
     return rows
