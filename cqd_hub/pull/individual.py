@@ -18,7 +18,7 @@ from cqd_hub.errors import RunError, UserError
 from cqd_hub.files import new_folder, sha256_of, write_atomic
 from cqd_hub.hub.client import Hub
 from cqd_hub.hub.reference import Reference, parse
-from cqd_hub.pull.published import Person, Published
+from cqd_hub.pull.published import Person, Published, clean
 from cqd_hub.pull.rebuild import Places, Rebuilt, describe, find_elite, rebuild
 from cqd_hub.pull.source import check_room
 from cqd_hub.pull.trust import check_tasks
@@ -28,6 +28,9 @@ Form = Literal["genome", "adapter", "checkpoint", "mergekit"]
 BESIDE = "cqd_hub_pull.json"  # says in what was pulled where it came from
 _TASK = re.compile(r"run/tasks/((?!\.)[A-Za-z0-9_.-]+/)*(?!\.)[A-Za-z0-9_.-]+")
 _TASK_LIMIT = 64 << 20
+_ELSEWHERE = re.compile(
+    r"^(/|~|\.\.)|://"
+)  # an environment's option that reaches beyond the recipe
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,12 @@ def _with_places(
             content["skills"][name]["task"] = f"tasks/{own[0]}" if own else Path(skill.task).name
             if not own:
                 note(f"the task file of {name} is not in the archive: put it beside the recipe")
+        for option, value in skill.options.items():
+            if isinstance(value, str) and _ELSEWHERE.search(value):
+                note(
+                    f"skills.{name}.options.{option} is {clean(value)}, on your machine or "
+                    "your network: see that you mean it before you evolve"
+                )
     content["tasks"] = ["tasks"] if files else []
     return content
 

@@ -390,6 +390,20 @@ class TestRecipe:
         recipe = load_yaml(there.folder / "again" / "recipe.yaml", Recipe)
         assert list(recipe.experts) == ["coding", "os", "db"]
 
+    def test_options_that_reach_beyond_the_recipe_are_named(self, there: World) -> None:
+        recipe = there.json("run/recipe.json")
+        recipe["skills"]["os"]["options"] = {
+            "prompts": "~/.ssh/id\x1b",
+            "url": "http://a:1",
+            "n": 1,
+        }
+        there.put({"run/recipe.json": json.dumps(recipe)})
+        done = there.cli("pull", "ann/small", "--recipe", "--to", "again")
+        assert done.code == 0, done.err
+        assert "skills.os.options.prompts is ~/.ssh/id?, on your machine" in done.err
+        assert "skills.os.options.url is http://a:1" in done.err
+        assert "options.n" not in done.err
+
     def test_code_is_shown_and_refused(self, there: World) -> None:
         there.put({"run/tasks/u.py": "def f():\n    print('\x1b[31mred')\n"})
         done = there.cli("pull", "ann/small", "--recipe", "--to", "again")
