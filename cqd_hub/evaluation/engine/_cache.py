@@ -84,9 +84,9 @@ class RowCache:
         old = self._rows, self._columns
         self._rows, self._columns = max(rows, old[0]), max(columns, old[1])
         for number, (keys, values) in self._layers.items():
-            grown = [self._empty(tensor) for tensor in (keys, values)]
+            grown = [self._empty(tensor.transpose(1, 2)) for tensor in (keys, values)]
             for new, tensor in zip(grown, (keys, values), strict=True):
-                new[: old[0], :, : old[1]] = tensor[:, :, : old[1]]
+                new[: old[0], : old[1]] = tensor[:, : old[1]]
             self._layers[number] = grown[0], grown[1]
 
     def release(self) -> None:
@@ -97,7 +97,7 @@ class RowCache:
         """Copy the first *length* columns of one row over another."""
         for pair in self._layers.values():
             for tensor in pair:
-                tensor[target, :, :length] = tensor[source, :, :length]
+                tensor[target, :length] = tensor[source, :length]
 
     def clear(self, row: int) -> None:
         """Zero a row: masked NaN would still spoil whoever has the row next."""
@@ -115,11 +115,11 @@ class RowCache:
             self._layers[layer] = self._empty(keys), self._empty(values)
         assert self._write is not None
         for kept, new in zip(self._layers[layer], (keys, values), strict=True):
-            kept.transpose(1, 2)[self._write] = new.transpose(1, 2)
+            kept[self._write] = new.transpose(1, 2)
         if self._read is None:
             return keys, values
-        read = [kept[self._read, :, : self._length] for kept in self._layers[layer]]
-        return read[0], read[1]
+        read = [kept[self._read, : self._length] for kept in self._layers[layer]]
+        return read[0].transpose(1, 2), read[1].transpose(1, 2)
 
     def get_seq_length(self, *_: Any) -> int:
         """Positions and masks are always given, so this decides nothing."""
@@ -127,4 +127,5 @@ class RowCache:
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         # Zeros, not whatever memory holds: NaN times a weight of 0 is NaN.
-        return like.new_zeros(self._rows, like.shape[1], self._columns + 1, like.shape[3])
+        # A token's heads lie together: one copy writes them.
+        return like.new_zeros(self._rows, self._columns + 1, like.shape[1], like.shape[3])

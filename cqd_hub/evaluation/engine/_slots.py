@@ -37,7 +37,7 @@ _Result = TypeVar("_Result")
 
 _LOGITS = 1 << 27  # of one pass, at most
 _CHUNK = {"cpu": 4096, "cuda": 32768}  # tokens of one prefill
-_PASS = 32  # what a pass costs beside its tokens, in tokens
+_PASS = 64  # what a pass costs beside its tokens, in tokens
 _TRUST = 0.05  # how fast the share of accepted tokens is forgotten
 
 
@@ -280,7 +280,8 @@ class SlotLoop(Generic[Ticket]):
             taken = row.drafted - before
             self.counts.proposed += len(row.proposal)
             self.counts.accepted += taken
-            self._accepted += _TRUST * (taken / len(row.proposal) - self._accepted)
+            if row.passes > 1:  # the first draft is verified whatever the chances
+                self._accepted += _TRUST * (taken / len(row.proposal) - self._accepted)
         return how
 
     # Rows out.

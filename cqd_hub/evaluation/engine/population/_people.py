@@ -86,6 +86,7 @@ class People:
         self._index = torch.zeros(0, dtype=torch.long, device=device)
         self._head: torch.Tensor | None = None
         self._rows: dict[str, torch.Tensor] = {}
+        self._views: dict[Part, torch.Tensor] = {}  # of the rows' scales: asked for at every pass
 
     def add(self, key: Hashable, genome: Genome) -> None:
         """Write an individual into the tables, unless it is there; it is held until removed.
@@ -146,6 +147,7 @@ class People:
             return
         self._index = self._numbers(rows)
         self._rows = {name: table[self._index] for name, table in self._tables.items()}
+        self._views = {}
         self._head = None if head is None else self._numbers(head)
         self._last = (rows, head)
 
@@ -155,7 +157,11 @@ class People:
         """``[rows, 1, rank]`` scales, or ``[1, tokens, rank]`` of the head's tokens."""
         if head and self._head is not None:
             return self._tables["scales"][:, part.start : part.stop][self._head][None]
-        return self._rows["scales"][:, None, part.start : part.stop]
+        view = self._views.get(part)
+        if view is None:
+            view = self._rows["scales"][:, None, part.start : part.stop].contiguous()
+            self._views[part] = view
+        return view
 
     def tail(self, part: Part, expert: int, *, head: bool) -> torch.Tensor:
         """``[rows, 1, 1]`` scales of one expert's whole task vector."""

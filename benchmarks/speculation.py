@@ -1,0 +1,148 @@
+"""Speculation along real lineages of the quickstart: passes per answer, wall time, acceptance.
+
+    python benchmarks/speculation.py --children 24 --samples 120
+
+Children of the shipped experts by the paper's operators, two generations deep. Every child answers
+the same samples greedily, plainly and with its parents' stored answers as drafts; the two runs are
+interleaved, their answers compared token for token. Sequential engine, fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import time
+import warnings
+from dataclasses import replace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from cqd_hub import assets
+from cqd_hub.evaluation.engine import Candidate, Generate, Reply
+from cqd_hub.evaluation.engine.sequential import SequentialEngine
+from cqd_hub.evaluation.skills import load_skills
+from cqd_hub.genome import (
+    Basis,
+    Genome,
+    build_basis,
+    crossover,
+    crossover_weights,
+    mutate_child,
+    mutate_expert,
+    open_models,
+)
+from cqd_hub.randomness import generator
+from cqd_hub.recipe import Recipe, load_yaml
+
+OPERATORS = ("crossover", "expert", "child")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--children", type=int, default=16, help="per operator and step size")
+    parser.add_argument("--samples", type=int, default=120, help="over all skills")
+    parser.add_argument("--steps", type=float, nargs="+", default=[0.1, 0.3, 0.9], help="w_max")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    recipes = assets.folder("recipes")
+    folder = recipes / "quickstart" / "models"
+    experts = [folder / name for name in ("coding", "os", "db")]
+    basis = build_basis(*open_models(folder / "base", experts))
+    engine = SequentialEngine(basis, device="cpu", dtype=torch.float32)
+    recipe = load_yaml(recipes / "quickstart.yaml", Recipe)
+    requests = []
+    for skill in load_skills(recipe, recipes, engine.tokenizer).values():
+        taken = skill.samples["optimisation"][: arguments.samples // 3]
+        requests += [sample.requests[0][0] for sample in taken]
+    print(
+        f"{'operator':>10}{'step':>6}{'same':>7}{'tokens':>8}{'one':>7}{'both':>7}"
+        f"{'accepted':>10}{'CPU plain':>11}{'CPU both':>10}{'faster':>8}"
+    )
+    for operator in OPERATORS:
+        for step in arguments.steps if operator != "crossover" else [0.0]:
+            report(engine, basis, requests, operator, step, arguments.children)
+
+
+def report(
+    engine: SequentialEngine,
+    basis: Basis,
+    requests: list[Generate],
+    operator: str,
+    step: float,
+    children: int,
+) -> None:
+    pool = [Genome.of_expert(basis.hash, basis.layout, n) for n in range(3)]
+    said = [answer(engine, genome, requests)[0] for genome in pool]
+    same = passes = one = both = tokens = proposed = accepted = 0
+    spent = [0.0, 0.0]
+    for number in range(children):
+        rng = generator(0, number, "benchmark")
+        mother, father = rng.choice(len(pool), 2, replace=False)
+        child = make(basis, (pool[mother], pool[father]), operator, step, rng)
+        plain, seconds = answer(engine, child, requests)
+        spent[0] += seconds
+        drafts = [
+            (said[mother][place].tokens, said[father][place].tokens)
+            for place in range(len(requests))
+        ]
+        single = [replace(r, drafts=d[:1]) for r, d in zip(requests, drafts, strict=True)]
+        double = [replace(r, drafts=d) for r, d in zip(requests, drafts, strict=True)]
+        alone, _ = answer(engine, child, single)
+        before = replace(engine.counts)
+        drafted, seconds = answer(engine, child, double)
+        spent[1] += seconds
+        assert alone == plain == drafted  # token for token
+        proposed += engine.counts.proposed - before.proposed
+        accepted += engine.counts.accepted - before.accepted
+        same += sum(reply.tokens in pair for reply, pair in zip(plain, drafts, strict=True))
+        tokens += sum(len(reply.tokens) for reply in plain)
+        passes += sum(reply.passes for reply in plain)
+        one += sum(reply.passes for reply in alone)
+        both += sum(reply.passes for reply in drafted)
+        pool.append(child)
+        said.append(plain)
+    count = children * len(requests)
+    print(
+        f"{operator:>10}{step:>6}{same / count:>7.0%}{passes / count:>8.1f}{one / count:>7.2f}"
+        f"{both / count:>7.2f}{accepted / max(proposed, 1):>10.0%}{spent[0] / children:>11.3f}"
+        f"{spent[1] / children:>10.3f}{spent[0] / spent[1]:>8.2f}",
+        flush=True,
+    )
+
+
+def make(basis: Basis, parents: tuple[Genome, Genome], operator: str, step: float, rng) -> Genome:  # type: ignore[no-untyped-def]
+    groups = basis.layout.groups("model")
+    shares = crossover_weights(rng, groups=groups, mean=1.0, deviation=0.03)
+    child = crossover(parents, shares, basis)
+    if operator == "expert":
+        return mutate_expert(child, rng, basis=basis, expert=int(rng.integers(3)), w_max=step)
+    if operator == "child":
+        return mutate_child(child, rng, basis=basis, w_max=step)
+    return child
+
+
+def answer(
+    engine: SequentialEngine, genome: Genome, requests: list[Generate]
+) -> tuple[list[Reply], float]:
+    """Replies, and the CPU seconds of generating them."""
+    candidate = Candidate(0, genome)
+    engine._become(candidate)
+
+    async def work() -> list[Reply]:
+        async with engine:
+            return await asyncio.gather(*(engine.submit(candidate, r) for r in requests))
+
+    start = time.process_time()
+    replies = asyncio.run(work())
+    return replies, time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()
