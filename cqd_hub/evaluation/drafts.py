@@ -59,6 +59,15 @@ class Relatives:
             )
         )
 
+    def measurements(self, individuals: Sequence[int], split: Split) -> list[Measurement]:
+        """All that *individuals* answered."""
+        return [
+            measurement
+            for individual in dict.fromkeys(individuals)
+            for many in self._of(individual, split).values()
+            for measurement in many
+        ]
+
     def _of(self, individual: int, split: Split) -> dict[tuple[str, str], list[Measurement]]:
         key = (individual, split)
         if key not in self._known:

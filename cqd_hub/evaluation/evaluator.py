@@ -15,14 +15,19 @@ from cqd_hub.evaluation.judging import Judge, Verdicts
 from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.evaluation.sandbox import Sandbox
 from cqd_hub.evaluation.skill import Judged, Means, Question, Skill
+from cqd_hub.evaluation.stopping import Course, Decided
 from cqd_hub.recipe import Split
 
 
 class Evaluation(NamedTuple):
-    """What evaluating one individual on one split gave, and what took how long (wall seconds)."""
+    """What evaluating one individual on one split gave, and what took how long (wall seconds).
+
+    ``stopped`` is None where every sample was asked, else skill → samples answered.
+    """
 
     measurements: list[Measurement]
     seconds: float
+    stopped: dict[str, int] | None = None
 
     def scores(self) -> dict[str, float]:
         """Skill → mean score."""
@@ -78,24 +83,56 @@ class Evaluator:
         skills: Iterable[str] | None = None,
         *,
         parents: Sequence[int] = (),
+        decided: Decided | None = None,
     ) -> Evaluation:
         """Evaluate one individual on one split of the given skills (all by default).
 
         Args:
             parents: Individuals whose answers this one's may resemble: they are offered to the
                 engine as drafts, which changes nothing but its speed.
+            decided: Asked between blocks of samples whether scores within these bounds settle what
+                is to become of it: then no more are asked. With it the order of *skills* is that
+                of the blocks, see `Course`.
 
         Raises:
             UserError: A metric outside 0..1 or a prompt longer than the context.
             RunError: Sandbox or environment failed; nothing is cached of what was not judged.
         """
         start = time.perf_counter()
+        names = list(self.skills if skills is None else skills)
+        if decided is None:
+            wanted = [(name, one) for name in names for one in self.skills[name].samples[split]]
+            measurements = await self._ask(candidate, split, wanted, parents)
+            return Evaluation(measurements, time.perf_counter() - start)
+        samples = {name: [one.id for one in self.skills[name].samples[split]] for name in names}
+        said = self._relatives.measurements(parents, split)
+        course, measurements = Course(samples, said, decided), list[Measurement]()
+        while block := course.block():
+            # Always in the recipe's order: a single block makes the batches of no blocks at all.
+            wanted = [
+                (name, one)
+                for name, skill in self.skills.items()
+                for one in skill.samples[split]
+                if (name, one.id) in block
+            ]
+            found = await self._ask(candidate, split, wanted, parents)
+            course.note(found)
+            measurements += found
+        return Evaluation(measurements, time.perf_counter() - start, course.stopped)
+
+    async def _ask(
+        self,
+        candidate: Candidate,
+        split: Split,
+        wanted: Iterable[tuple[str, Question]],
+        parents: Sequence[int],
+    ) -> list[Measurement]:
+        """Have these samples measured side by side; after a failure none goes on."""
         tasks = [
             asyncio.ensure_future(
                 self._measure(candidate, split, self.skills[name], sample, parents)
             )
-            for name in (skills if skills is not None else self.skills)
-            for sample in self.skills[name].samples[split]
+            for name, sample in wanted
         ]
         try:
             measurements = await asyncio.gather(*tasks)
@@ -104,7 +141,7 @@ class Evaluator:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
-        return Evaluation(list(itertools.chain(*measurements)), time.perf_counter() - start)
+        return list(itertools.chain(*measurements))
 
     async def _measure(
         self,

@@ -94,6 +94,7 @@ class Archive:
                 notes=notes(rows) if rows else [],
                 figures={f"figures/{p.name}": name for name, p in self.figures.items()},
                 head=record,
+                stopped=len(self.view.stopped),
             ).encode(),
         }
         return Change(self._title(held), files)

@@ -60,6 +60,7 @@ def archive_card(
     notes: Sequence[str],
     figures: Mapping[str, str],
     head: Mapping[str, Any],
+    stopped: int,
 ) -> str:
     """The card of an archive.
 
@@ -70,6 +71,7 @@ def archive_card(
         rows: The table; *notes* are its reading aids.
         figures: Path in the repository → what it shows.
         head: As it is published.
+        stopped: How many individuals were stopped early.
     """
     recipe = manifest["recipe"]
     skills = list(recipe["skills"])
@@ -129,8 +131,15 @@ def archive_card(
         "- `data/elites`: who held each cell of each archive at each push (`snapshot`: so many "
         "had been told)\n"
         "- `data/individuals`, `data/lineage`: everybody, with parents, operators and seeds\n"
-        "- `data/scores`: every answer to every sample. `text` was written by models: it is data, "
-        "never run or render it\n"
+        + (
+            f"  - {stopped} of them were stopped early, once no archive could keep them: they have "
+            "no means in `individuals`; `stopped_early` in `lineage` (column `other`) says how "
+            "many samples they answered\n"
+            if stopped
+            else ""
+        )
+        + "- `data/scores`: every answer to every sample. `text` was written by models: it is "
+        "data, never run or render it\n"
         "- `data/genomes`, `layout.json`: what it takes to rebuild them"
         + (", with the `basis`" if head["basis"]["files"] else "")
         + "\n- `run/`: manifest and recipe; `cqd_hub.json`: what of the run is here",
@@ -187,7 +196,7 @@ def elite_card(
         + (", as a PEFT adapter for that base." if adapter else "."),
         fenced(load, "python"),
         "## Scores",
-        _scores(scores),
+        _scores(scores, stopped="stopped_early" in lineage),
         "## Made from",
         "\n".join(
             [
@@ -272,7 +281,7 @@ def _table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _scores(scores: Sequence[Score]) -> str:
+def _scores(scores: Sequence[Score], *, stopped: bool) -> str:
     if not scores:
         return "It was not measured on all skills."
     lines = [
@@ -293,6 +302,8 @@ def _scores(scores: Sequence[Score]) -> str:
     said = "Brackets are 95 % confidence intervals over samples."
     if scores[0].split == "optimisation":
         said += " The search selected on these very samples, so the scores flatter it."
+        if stopped:
+            said += " It was stopped early, once no archive could keep it: some were not asked."
     return "\n".join(lines) + f"\n\n{said}"
 
 

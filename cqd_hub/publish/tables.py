@@ -197,6 +197,8 @@ def _elites_schema(skills: list[str]) -> pa.Schema:
 def _individuals(view: View, fresh: Iterable[Known]) -> Iterator[tuple[Any, ...]]:
     scores, skills = view.scores("optimisation"), list(view.recipe.skills)
     for one in fresh:
+        # A mean of fewer samples than the others' is no score to compare: `scores` has the answers.
+        means = scores.get(one.id, {}) if one.id not in view.stopped else {}
         yield (
             one.id,
             one.role,
@@ -206,7 +208,7 @@ def _individuals(view: View, fresh: Iterable[Known]) -> Iterator[tuple[Any, ...]
             one.lineage.get("skill"),
             one.lineage.get("parents", []),
             one.genome_hash,
-            *(scores.get(one.id, {}).get(skill) for skill in skills),
+            *(means.get(skill) for skill in skills),
             one.seconds.get("total"),
         )
 

@@ -100,6 +100,11 @@ class View:
                 )
         return known
 
+    @cached_property
+    def stopped(self) -> set[int]:
+        """Who was not asked all optimisation samples, because no archive could keep it."""
+        return {one.id for one in self.individuals.values() if "stopped_early" in one.lineage}
+
     def scores(self, split: Split) -> dict[int, dict[str, float]]:
         """Individual → skill → mean score (repeats averaged within samples)."""
         result: dict[int, dict[str, float]] = {}
@@ -170,7 +175,8 @@ class View:
         experts = [one.id for one in self.individuals.values() if one.role == Role.EXPERT]
         cycle = make_cycle(self.recipe, [scores[number] for number in experts])
         for number in self.told:
-            cycle.tell(number, vector(scores[number], self.recipe))
+            if number not in self.stopped:  # who was could enter no archive
+                cycle.tell(number, vector(scores[number], self.recipe))
         return cycle
 
     @cached_property

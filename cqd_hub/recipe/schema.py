@@ -110,6 +110,19 @@ class Search(Strict):
     )
     archive: GridArchive | NoveltyArchive = Field(default=GridArchive(), discriminator="kind")
     sampling: Sampling = Sampling()
+    early_stop: bool = Field(
+        default=False,
+        description="ask a child no more samples once it can enter no archive (grids only)",
+    )
+
+    @model_validator(mode="after")
+    def _settled_for_good(self) -> Search:
+        if self.early_stop and self.archive.kind != "grid":
+            raise ValueError(
+                "early_stop needs grid archives, whose elites only give way to better ones; "
+                "leave it out or use archive: {kind: grid}"
+            )
+        return self
 
 
 Number = Annotated[bool | int | float, Field(allow_inf_nan=False)]

@@ -118,6 +118,12 @@ def _curves(run: RunData) -> Picture | None:
     if run.history is None or not known or not run.history.children[-1]:
         return None
     history = run.history
+    stopped = (
+        f" {len(run.stopped)} children were stopped early, once no archive could keep them; they "
+        "have no average to draw."
+        if run.stopped
+        else ""
+    )
     return Picture(
         "curves",
         png(curves_figure(history, run.skills, max(known))),
@@ -125,7 +131,7 @@ def _curves(run: RunData) -> Picture | None:
         f"{history.qd_score[0].sum():.2f}), mean coverage {percent(history.coverage[-1].mean())} % "
         f"(from {percent(history.coverage[0].mean())} %).",
         "All on the optimisation samples. The highest of many noisy scores is partly luck, so the "
-        "best so far rises even where nothing improves; the test table says what holds.",
+        "best so far rises even where nothing improves; the test table says what holds." + stopped,
     )
 
 

@@ -64,7 +64,8 @@ class History(NamedTuple):
         qd_score: (n, K) per archive.
         coverage: (n, K) per archive, 0..1.
         best: (n, K) highest quality per archive.
-        average: (n,) average over skills of the individual told last; NaN in row 0.
+        average: (n,) average over skills of the individual told last; NaN in row 0 and where it was
+            stopped early.
     """
 
     children: np.ndarray
@@ -109,8 +110,19 @@ class RunData:
         """Id → name of the recorded experts."""
         return {n: one.name for n, one in self.individuals.items() if one.role == Role.EXPERT}
 
+    @property
+    def stopped(self) -> dict[int, dict[str, int]]:
+        """Who was told and had been stopped early → skill → optimisation samples answered."""
+        lineages = {number: self.individuals[number].lineage for number in self.told}
+        return {n: one["stopped_early"] for n, one in lineages.items() if "stopped_early" in one}
+
     def average(self, individual: int, split: Split = "optimisation") -> float | None:
-        """An individual's average over skills on *split*; None where a skill is missing."""
+        """An individual's average over skills on *split*.
+
+        None where a skill is missing, or samples of one, because it was stopped early.
+        """
+        if split == "optimisation" and "stopped_early" in self.individuals[individual].lineage:
+            return None
         scores = self.scores[split].get(individual, {})
         if not set(self.skills) <= set(scores):
             return None
@@ -243,16 +255,18 @@ def _replay(
     rows: dict[int, tuple[list[float], list[float], list[float], float]] = {}
     children = 0
     for number in told:
-        row = vector(scores[number], recipe)
-        cycle.tell(number, row)
-        child = individuals[number].role == Role.CHILD
+        child, mean = individuals[number].role == Role.CHILD, np.nan
         children += child
+        if "stopped_early" not in individuals[number].lineage:  # else it could enter no archive
+            row = vector(scores[number], recipe)
+            cycle.tell(number, row)
+            mean = float(row.mean()) if child else np.nan
         summaries = [archive.summary for archive in cycle.archives]
         rows[children] = (
             [one.qd_score for one in summaries],
             [one.coverage for one in summaries],
             [one.best or 0.0 for one in summaries],
-            float(row.mean()) if child else np.nan,
+            mean,
         )
     qd_score, coverage, best, average = zip(*rows.values(), strict=True)
     history = History(

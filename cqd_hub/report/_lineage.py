@@ -152,6 +152,8 @@ def operators(run: RunData, individual: int) -> str:
 def _label(axes: Axes, run: RunData, number: int, x: float, y: float) -> None:
     average = run.average(number)
     score = "" if average is None else f"  {percent(average)}"
+    if "stopped_early" in run.individuals[number].lineage:
+        score = "  stopped"
     first = safe(short(_name(run, number), 15) + score)
     expert = run.individuals[number].role == Role.EXPERT
     second = "expert" if expert else safe(operators(run, number), 23)

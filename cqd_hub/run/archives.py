@@ -22,7 +22,10 @@ from cqd_hub.search import (
 
 
 class Told(NamedTuple):
-    """One individual's place in the history of a run."""
+    """One individual's place in the history of a run.
+
+    Who was stopped early was offered to no archive: no insertions, and scores of NaN.
+    """
 
     individual: int
     scores: np.ndarray
@@ -68,8 +71,11 @@ def make_cycle(recipe: Recipe, expert_scores: Sequence[Mapping[str, float]]) -> 
 def replay(cycle: Cycle, recipe: Recipe, journal: Journal) -> Iterator[Told]:
     """Tell an empty *cycle* everything the journal's run was told, in the same order."""
     told = journal.told()  # before the scores: another process may be writing
-    scores = journal.scores("optimisation")
+    scores, stopped = journal.scores("optimisation"), journal.stopped()
     for individual in told:
+        if individual in stopped:
+            yield Told(individual, np.full(len(recipe.skills), np.nan), ())
+            continue
         row = vector(scores[individual], recipe)
         yield Told(individual, row, cycle.tell(individual, row))
 

@@ -11,6 +11,7 @@ from cqd_hub.run.executors import Executor
 from cqd_hub.run.journal import Journal, Role
 from cqd_hub.run.merges import present
 from cqd_hub.run.progress import Observer, Pace, Progress, Stopped, best_average
+from cqd_hub.run.racing import Standing
 from cqd_hub.run.recorder import Recorder
 from cqd_hub.run.variation import make_child
 from cqd_hub.run.workbench import Lineup
@@ -59,6 +60,9 @@ class Children:
         self._pace = Pace()
         self._merges_of: dict[int, tuple[str, ...]] = {}
         self._said_short = False
+        self._stopped = set(journal.stopped())
+        self._standing: Standing | None = None  # as long as nobody is told
+        self._order: tuple[str, ...] = ()
 
     async def go(self) -> None:
         """Do what is left to do.
@@ -75,6 +79,8 @@ class Children:
             await self._steady(left, known)
         else:
             await self._by_steps(left, known)
+        if self._recipe.search.early_stop:
+            self._observer.note(self._saved())
 
     async def _by_steps(self, left: list[int], known: set[int]) -> None:
         for numbers in self._generations(left):
@@ -102,7 +108,7 @@ class Children:
                 try:
                     if self._stop.is_set():
                         raise Stopped
-                    await self._child(proposal)
+                    await self._child(proposal, self._to_beat())
                 except Exception as error:
                     failures.append(error)
                     return
@@ -128,7 +134,8 @@ class Children:
                         failures.append(Stopped())
                         break
                     proposal = self._proposal(waiting.pop())
-                    under_way[asyncio.create_task(self._child(proposal))] = proposal
+                    task = asyncio.create_task(self._child(proposal, self._to_beat()))
+                    under_way[task] = proposal
                 if not under_way:
                     break
                 ended, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
@@ -154,7 +161,22 @@ class Children:
         (proposal,) = self._cycle.ask((number - self._first) // self._step, 1, number)
         return proposal
 
-    async def _child(self, proposal: Proposal) -> None:
+    def _to_beat(self) -> Standing | None:
+        """What a child that is asked for now must beat; None where it is asked everything anyway.
+
+        It may be told after others: elites only give way to better ones, so whoever is out of reach
+        of the archives now is out of reach of them then.
+        """
+        if not self._recipe.search.early_stop:
+            return None
+        if self._standing is None:
+            self._standing = Standing.of(self._cycle, self._recipe)
+        if not self._order:
+            answered = self._journal.sample_scores(0, "optimisation")  # by the first expert
+            self._order = self._standing.order({skill: len(answered[skill]) for skill in answered})
+        return self._standing
+
+    async def _child(self, proposal: Proposal, standing: Standing | None) -> None:
         mother, father = (self._recorder.genome(parent) for parent in proposal.parents)
         expert = self._skill_expert[proposal.skill]
         genome, lineage = make_child(
@@ -174,7 +196,7 @@ class Children:
             if store is not None:  # what it must come out as, should it be made again
                 (made,) = (m for m in genome.merges if m.id == lineage["crossover"]["merge"])
                 lineage["crossover"]["digest"] = store.digest(made)
-            await self._recorder.add(
+            whole = await self._recorder.add(
                 proposal.individual,
                 Role.CHILD,
                 f"child {proposal.individual}",
@@ -182,13 +204,30 @@ class Children:
                 generation=proposal.generation,
                 lineage=names | lineage,
                 parents=proposal.parents,
+                skills=self._order if standing else (),
+                standing=standing,
             )
+        if not whole:
+            self._stopped.add(proposal.individual)
 
     def _tell(self, numbers: list[int]) -> None:
         self._journal.tell(numbers)
         for number in numbers:
-            scores = self._journal.scores_of(number, "optimisation")
-            self._cycle.tell(number, vector(scores, self._recipe))
+            if number not in self._stopped:  # who was stopped early could enter no archive
+                scores = self._journal.scores_of(number, "optimisation")
+                self._cycle.tell(number, vector(scores, self._recipe))
+        self._standing = None
+
+    def _saved(self) -> str:
+        """What stopping early has spared this run."""
+        each = sum(map(len, self._journal.sample_scores(0, "optimisation").values()))
+        stopped = self._journal.stopped()
+        unasked = sum(each - sum(answered.values()) for answered in stopped.values())
+        share = 100 * unasked / (each * self._total) if self._total else 0.0
+        return (
+            f"{len(stopped)} of {self._total} children were stopped early: {share:.1f} % of all "
+            "answers were not needed"
+        )
 
     def clear_merges(self) -> None:
         """Keep the merges that elites weigh, and of others what the budget allows."""

@@ -221,6 +221,14 @@ class Journal:
         """Ids in the order they were offered to the archives."""
         return [n for (n,) in self._db.execute("SELECT individual FROM told ORDER BY position")]
 
+    def stopped(self) -> dict[int, dict[str, int]]:
+        """Who was stopped early → skill → optimisation samples answered."""
+        rows = self._db.execute(
+            "SELECT id, json_extract(lineage, '$.stopped_early') FROM individuals "
+            "WHERE json_extract(lineage, '$.stopped_early') IS NOT NULL ORDER BY id"
+        )
+        return {number: json.loads(answered) for number, answered in rows}
+
     def measurements(self, individual: int, split: Split) -> list[Measurement]:
         """All measurements of one individual on one split, by skill and sample."""
         rows = self._db.execute(

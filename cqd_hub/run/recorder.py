@@ -9,6 +9,7 @@ from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.genome import Genome
 from cqd_hub.run.executors import Executor, Job
 from cqd_hub.run.journal import Individual, Journal, Role
+from cqd_hub.run.racing import Standing
 
 _REMEMBERED = 64  # genomes kept in memory
 
@@ -40,10 +41,24 @@ class Recorder:
         generation: int | None = None,
         lineage: dict[str, Any] | None = None,
         parents: Sequence[int] = (),
-    ) -> None:
-        """Evaluate one individual and write it down, all or nothing."""
-        job = Job(Candidate(number, genome), "optimisation", parents=tuple(parents))
-        done = await self._executor.evaluate(job)
+        skills: Sequence[str] = (),
+        standing: Standing | None = None,
+    ) -> bool:
+        """Evaluate one individual and write it down, all or nothing.
+
+        Args:
+            skills: In the order in which to take them, where it must beat a *standing*.
+
+        Returns:
+            Whether it was asked everything: else it can enter no archive, and its lineage says so.
+        """
+        candidate = Candidate(number, genome)
+        done = await self._executor.evaluate(
+            Job(candidate, "optimisation", tuple(skills), tuple(parents), standing)
+        )
+        lineage = dict(lineage or {})
+        if done.stopped is not None:
+            lineage["stopped_early"] = done.stopped
         self._executed += done.executed
         self._reused += done.reused
         self._journal.add(
@@ -54,11 +69,12 @@ class Recorder:
                 genome=genome.to_bytes(),
                 genome_hash=genome.hash,
                 generation=generation,
-                lineage=lineage or {},
+                lineage=lineage,
                 seconds=done.seconds,
             ),
             done.measurements,
         )
+        return done.stopped is None
 
     def genome(self, number: int) -> Genome:
         """A recorded individual's."""

@@ -10,6 +10,7 @@ from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.recipe import Split
 from cqd_hub.run.journal import Journal
+from cqd_hub.run.racing import Standing
 
 
 class Job(NamedTuple):
@@ -20,28 +21,32 @@ class Job(NamedTuple):
         split: On which samples.
         skills: Of which skills; all if empty.
         parents: Individuals whose answers are drafts of this one's.
+        standing: What it must beat; once it cannot, it is asked no more. None asks everything.
     """
 
     candidate: Candidate
     split: Split
     skills: tuple[str, ...] = ()
     parents: tuple[int, ...] = ()
+    standing: Standing | None = None
 
 
 class Done(NamedTuple):
     """What came of a job.
 
     Args:
-        measurements: One per sample (and repeat).
+        measurements: One per sample (and repeat) asked.
         seconds: ``total`` wall time, and what of it was spent where.
         executed: Answers that were executed for it.
         reused: Answers whose verdict was known.
+        stopped: Skill → samples answered, where not all were asked; else None.
     """
 
     measurements: list[Measurement]
     seconds: dict[str, float]
     executed: int = 0
     reused: int = 0
+    stopped: dict[str, int] | None = None
 
 
 class Executor(Protocol):

@@ -57,12 +57,17 @@ class LocalExecutor:
         """See `Executor.evaluate`."""
         async with self._room, present(self._bench.merges, job.candidate.genome):
             evaluation = await self._bench.evaluator.evaluate(
-                job.candidate, job.split, job.skills or None, parents=job.parents
+                job.candidate,
+                job.split,
+                job.skills or None,
+                parents=job.parents,
+                decided=job.standing.decided if job.standing else None,
             )
         spent = self._spent_since()
         executed, reused = int(spent.pop("executed")), int(spent.pop("reused"))
         total = evaluation.seconds + spent.get("merge", 0.0)
-        return Done(evaluation.measurements, {"total": total, **spent}, executed, reused)
+        seconds = {"total": total, **spent}
+        return Done(evaluation.measurements, seconds, executed, reused, evaluation.stopped)
 
     def _spent_since(self) -> dict[str, float]:
         """What the workbench counts, since the last job's end: seconds by their use, answers."""

@@ -13,6 +13,7 @@ from cqd_hub.evaluation.engine import Candidate
 from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.genome import Genome
 from cqd_hub.run.executors._interface import Done, Job
+from cqd_hub.run.racing import Standing
 
 _ERRORS: dict[str, type[CqdHubError]] = {"user": UserError, "run": RunError}
 
@@ -33,6 +34,7 @@ def encode_order(job: Job, answers: Mapping[int, Sequence[Measurement]]) -> byte
             "split": job.split,
             "skills": job.skills,
             "parents": job.parents,
+            "standing": job.standing.record() if job.standing else None,
             "answers": {number: [asdict(one) for one in many] for number, many in answers.items()},
         }
     ).encode()
@@ -43,7 +45,11 @@ def decode_order(data: bytes) -> Order:
     told = json.loads(data)
     genome = Genome.from_bytes(base64.b64decode(told["genome"]))
     job = Job(
-        Candidate(told["id"], genome), told["split"], tuple(told["skills"]), tuple(told["parents"])
+        Candidate(told["id"], genome),
+        told["split"],
+        tuple(told["skills"]),
+        tuple(told["parents"]),
+        Standing.of_record(told["standing"]) if told["standing"] else None,
     )
     return Order(
         job, {int(n): [_measurement(one) for one in many] for n, many in told["answers"].items()}
