@@ -98,8 +98,8 @@ def search(
         }
     )
     skills = {name: MadeUp(name, repeats) for name in SAMPLES}
-    evaluator = Evaluator(cast(Any, None), cast(Any, skills), None)
-    engine = SimpleNamespace(width=2, seconds={})
+    engine = SimpleNamespace(width=2, seconds={}, canonical=None)
+    evaluator = Evaluator(cast(Any, engine), cast(Any, skills), None)
     bench = SimpleNamespace(engine=engine, merges=None, evaluator=evaluator)
     executor = LocalExecutor(cast(Any, bench))
     executor.workers = workers
