@@ -15,7 +15,7 @@ from cqd_hub.evaluation.sandbox._worker import last_words
 
 from ._interface import Language, Machine, MachineLimits, MachineLost, Printed, Ran
 
-MODULES = ("kernel", "seccomp", "layers", "frames", "machine")
+MODULES = ("kernel", "seccomp", "layers", "frames", "login", "machine")
 PATIENCE = 20.0  # seconds past a command's time until the machine counts as hung
 START = 90.0
 _ENDED = ("", "time", "output", "shell")

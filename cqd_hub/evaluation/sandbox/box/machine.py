@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import resource
 import select
 import signal
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import kernel, layers, seccomp
 from .frames import read_frame, write_frame
+from .login import CONTROL, FLOOD, NOISE, Command, Shell, Tap, processes, read_some, tree
 
-CONTROL = 247  # the descriptor on which the login shell says that a command is over
-PIPE = 1 << 20  # no pipe holds more
-FLOOD = 64 << 20  # bytes printed by one command that end it
 LEFT_OPEN = 64  # pipes kept for what scripts left in the background
-ROUNDS = 6  # interruptions before a shell counts as beyond hope
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -37,13 +33,6 @@ ENVIRONMENT = {
 
 class Lost(Exception):
     """The machine can do nothing more."""
-
-
-class Shell(NamedTuple):
-    pid: int
-    input: int
-    output: int
-    control: int
 
 
 def main(config: Mapping[str, Any]) -> None:
@@ -92,7 +81,7 @@ class Agent:
 
     def serve(self) -> None:
         while True:
-            if 0 not in self._wait([0], None):
+            if 0 not in self.wait([0], None):
                 continue
             request = read_frame()
             if request is None:
@@ -105,7 +94,7 @@ class Agent:
 
     # waiting
 
-    def _wait(self, readers: Iterable[int], seconds: float | None) -> list[int]:
+    def wait(self, readers: Iterable[int], seconds: float | None) -> list[int]:
         """Wait for any of *readers*, a child's end or the time; return the readers with something.
 
         Ends this process, and the machine with it, when the host is gone.
@@ -186,7 +175,7 @@ class Agent:
     def _script(self, argv: list[str], seconds: float, most: int) -> dict[str, Any]:
         pipes = [os.pipe(), os.pipe()]
         nothing = os.open("/dev/null", os.O_RDONLY)
-        before = _processes()
+        before = processes()
         descriptors = {0: nothing, 1: pipes[0][1], 2: pipes[1][1]}
         try:
             pid = self._start(argv, descriptors, "/")
@@ -203,7 +192,7 @@ class Agent:
                 del self.statuses[pid]
                 code = None
                 break
-            ready = self._wait([tap.reader for tap in taps if not tap.ended], deadline - now)
+            ready = self.wait([tap.reader for tap in taps if not tap.ended], deadline - now)
             for tap in taps:
                 if tap.reader in ready:
                     tap.take()
@@ -221,7 +210,7 @@ class Agent:
         """End *root*, its session and its descendants, but for processes of *before*."""
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
-            found = [pid for pid in _tree(root) if pid not in before]
+            found = [pid for pid in tree(root) if pid not in before]
             if not found:
                 return
             for pid in found:
@@ -251,8 +240,8 @@ class Agent:
             left = deadline - time.monotonic()
             if self.statuses[pid] is not None or left < 0:
                 raise Lost("the login shell does not start")
-            for number in self._wait([shell.control, shell.output], left):
-                data = _read(number)
+            for number in self.wait([shell.control, shell.output], left):
+                data = read_some(number)
                 if number == shell.control:
                     told += data
         Tap(shell.output, 0).drain()
@@ -265,7 +254,7 @@ class Agent:
         ended = command.finish(seconds)
         if ended == "shell" or not command.idle:
             self._drop_shell()
-        return {"text": _NOISE.sub("", command.tap.text), "ended": ended}
+        return {"text": NOISE.sub("", command.tap.text), "ended": ended}
 
     def _drop_shell(self) -> None:
         assert self.shell is not None
@@ -276,158 +265,3 @@ class Agent:
         os.close(self.shell.control)
         self.left.append(self.shell.output)
         self.shell, self.last = None, 0
-
-
-class Command:
-    """One command in the login shell.
-
-    Two lines are sent: the command with its end, and an end again, for errors and interrupts skip
-    the rest of the line they happen in. Ends are told on a descriptor of their own, so nothing
-    that is printed can look like one.
-    """
-
-    def __init__(self, agent: Agent, shell: Shell, text: str, most: int) -> None:
-        self.agent, self.shell = agent, shell
-        Tap(shell.output, 0).drain()
-        self.tap = Tap(shell.output, most)
-        self.before = _processes()
-        self.token = os.urandom(8).hex()
-        if agent.last:
-            text = f"(exit {agent.last})\n{text}"  # what $? was before the end was told
-        first = f"builtin eval {quoted(text)} </dev/null; {self._end(1)}"
-        self.unsent = f"{first}\n{self._end(2)}\n".encode("utf-8", "replace")
-        self.told = bytearray()
-        self.over = self.idle = False
-
-    def _end(self, number: int) -> str:
-        return f"builtin printf '%s %s\\n' {self.token}.{number} $? >&{CONTROL}; PS1= PS2="
-
-    def finish(self, seconds: float) -> str:
-        """Wait for its end; return the word for how it ended (see `Printed`)."""
-        deadline = time.monotonic() + seconds
-        while True:
-            state = self._turn(deadline - time.monotonic())
-            if state:
-                return "" if state == "idle" else state
-            if self.tap.seen > FLOOD or time.monotonic() > deadline:
-                break
-        ended = "output" if self.tap.seen > FLOOD else "time"
-        self.tap.most = len(self.tap.kept)
-        for number in range(3, 3 + ROUNDS):
-            self._interrupt()
-            self.unsent += f"{self._end(number)}\n".encode()
-            pause = time.monotonic() + 0.1 * number
-            while time.monotonic() < pause:
-                if self._turn(pause - time.monotonic()):
-                    return ended
-        return ended
-
-    def _interrupt(self) -> None:
-        for pid in _tree(self.shell.pid):
-            if pid not in self.before:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            os.kill(self.shell.pid, signal.SIGINT)
-
-    def _turn(self, seconds: float) -> str:
-        """Wait once; return ``idle``, ``shell`` or, while it goes on, nothing."""
-        if self.unsent:
-            try:
-                self.unsent = self.unsent[os.write(self.shell.input, self.unsent) :]
-            except BlockingIOError:
-                pass
-            except OSError:
-                return "shell"
-            seconds = min(seconds, 0.01) if self.unsent else seconds
-        readers = [self.shell.control] if self.tap.ended else [self.shell.control, self.tap.reader]
-        ready = self.agent._wait(readers, seconds)
-        if self.tap.reader in ready and not self.over:
-            self.tap.take()
-        if self.shell.control in ready:
-            self.told = (self.told + _read(self.shell.control))[-PIPE:]
-            ends = _ENDS.findall(self.told.replace(self.token.encode(), b"\0"))
-            if ends and not self.over:
-                self.tap.drain()
-                self.agent.last = int(ends[0][1])
-                self.over = True
-            if any(int(number) > 1 for number, _ in ends):
-                self.idle = True
-                return "idle"
-        if self.agent.statuses.get(self.shell.pid) is not None:
-            self.tap.drain()
-            return "shell"
-        return ""
-
-
-class Tap:
-    """A pipe's reading end: the first *most* bytes are kept, the rest is read and dropped."""
-
-    def __init__(self, reader: int, most: int) -> None:
-        os.set_blocking(reader, False)
-        self.reader, self.most = reader, most
-        self.kept, self.seen, self.ended = bytearray(), 0, False
-
-    def take(self) -> int:
-        """Read what is there; return how much."""
-        try:
-            data = os.read(self.reader, 1 << 16)
-        except BlockingIOError:
-            return 0
-        self.ended = not data
-        self.seen += len(data)
-        self.kept += data[: max(0, self.most - len(self.kept))]
-        return len(data)
-
-    def drain(self) -> None:
-        """Read what was written until now, for others may go on writing."""
-        left = PIPE
-        while left > 0 and (taken := self.take()):
-            left -= taken
-
-    @property
-    def text(self) -> str:
-        return self.kept.decode("utf-8", "replace")
-
-
-def quoted(text: str) -> str:
-    """*text* as one word of bash on one line: no quoting state, no history expansion."""
-    return "$'" + "".join(_ESCAPES.get(letter, letter) for letter in text) + "'"
-
-
-_ENDS = re.compile(rb"\0\.([0-9]{1,3}) ([0-9]{1,3})\n")
-# An interactive shell without a terminal says so whenever a signal ends a command.
-_NOISE = re.compile(r"(?m)^bash: \[\d+: \d+ \(\d+\)\] tcsetattr: .*\n")
-_ESCAPES = {chr(code): f"\\{code:03o}" for code in (*range(1, 32), 127, *b"'\\!")} | {"\0": ""}
-
-
-def _read(number: int) -> bytes:
-    with contextlib.suppress(BlockingIOError):
-        return os.read(number, 1 << 16)
-    return b""
-
-
-def _processes() -> dict[int, tuple[int, int]]:
-    """Process id → (parent, session) of all in the machine."""
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-                if fields[0] != b"Z":
-                    found[int(name)] = (int(fields[1]), int(fields[3]))
-    return found
-
-
-def _tree(root: int) -> list[int]:
-    """Living descendants of *root* and all of its session, which a shell is not itself part of."""
-    known = _processes()
-    found = {root} if root in known else set()
-    found |= {pid for pid, (_, session) in known.items() if session == root}
-    grown = True
-    while grown:
-        more = {pid for pid, (parent, _) in known.items() if parent in found} - found
-        found |= more
-        grown = bool(more)
-    return sorted(found - {1})
