@@ -5,8 +5,9 @@ Always from the pristine base, never incrementally, so that nothing accumulates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ from cqd_hub.errors import UserError
 from cqd_hub.genome.basis import Basis
 from cqd_hub.genome.finite import extremes, is_finite, overflow
 from cqd_hub.genome.genome import Genome
+from cqd_hub.genome.held import Key, Step, Taken, Weights, held
 from cqd_hub.genome.layout import Slot
 from cqd_hub.genome.merge.record import Merge
 from cqd_hub.genome.operators import child_core
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from cqd_hub.genome.merge.store import MergeStore
 
 _BLOCK = 1 << 20  # elements worked on at a time on a CPU: 4 MB of fp32 stay in its cache
+_BLOCK_OF_OTHERS = 1 << 25  # on other devices, and of what is on its way to them
+_ROWS_OF_OTHERS = 256  # of which the rows are a multiple, so that all blocks are aligned alike
 _SPLITS = 4  # genomes whose split coefficients are kept: a merge goes from parent to parent by slot
 
 
@@ -46,11 +50,42 @@ class Draws:
         return torch.from_numpy(self._rng.standard_normal(shape, dtype=np.float32))
 
 
-class _Product(NamedTuple):
-    """A low-rank term of one slot: left @ right."""
+@dataclass
+class _Between:
+    """What an individual has between a slot's factors: scales of some directions, or a core.
 
-    left: torch.Tensor
-    right: torch.Tensor
+    Args:
+        values: fp32, ``[directions]`` or ``[left's columns, right's rows]``.
+        part: Which directions.
+        on_left: Whether the left factor is scaled, for it is the smaller one.
+    """
+
+    values: torch.Tensor
+    part: slice
+    on_left: bool
+    _right: torch.Tensor | None = field(default=None, init=False)
+
+    def product(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two matrices to be multiplied, for some rows of the left factor."""
+        if self._right is None:  # the first rows
+            self._right = right[self.part]
+            if self.values.ndim == 2:
+                self._right = self.values.to(right) @ self._right
+            elif not self.on_left:
+                self._right = self._right * self.values.to(right)[:, None]
+        left = left[:, self.part]
+        return left * self.values.to(left) if self.on_left else left, self._right
+
+
+class _Sum(NamedTuple):
+    """What one slot of an individual is summed to, and from."""
+
+    out: torch.Tensor
+    half: bool
+    shares: list[float]
+    merged: list[tuple[float, torch.Tensor]]
+    noise: list[tuple[float, Draws]]
+    between: _Between | None
 
 
 class Materialiser:
@@ -64,7 +99,10 @@ class Materialiser:
 
     Args:
         basis: What the genomes' coefficients scale.
-        device: Where the pristine base and, once used, factors and full fine-tunes are kept.
+        device: Where individuals are made.
+        weights: Where the pristine base and, once used, factors and full fine-tunes are kept: on
+            the device, or in the ``"host"``'s memory, from where they are copied for every
+            individual. It comes out the same, bit for bit.
         merges: Where the merges are that genomes weigh; merged tensors are read for every use.
 
     Raises:
@@ -76,18 +114,18 @@ class Materialiser:
         basis: Basis,
         *,
         device: torch.device | str = "cpu",
+        weights: Weights = "device",
         merges: MergeStore | None = None,
     ) -> None:
         self.basis, self.device = basis, torch.device(device)
         self._merges = merges
         if merges is not None:
             merges.attach(self)
-        self._base = {slot.name: self._finite_base(slot) for slot in basis.base.slots}
+        self._held = held(self.device, weights)
+        for index, slot in enumerate(basis.layout.slots):
+            self._held.keep(Key("base", index), self._finite_base(slot))
         self._scales = Scales(basis)
         self._splits: dict[int, tuple[Genome, tuple[np.ndarray, np.ndarray]]] = {}
-        self._experts: dict[tuple[int, int, bool], torch.Tensor] = {}
-        self._stacks: dict[tuple[int, torch.dtype], _Product] = {}
-        self._frames: dict[tuple[int, torch.dtype], _Product] = {}
         self._scratch = torch.empty(0, device=self.device)
 
     @torch.no_grad()
@@ -98,15 +136,16 @@ class Materialiser:
             UserError: Some weight is beyond float16's largest number. (Those of the other dtypes
                 are beyond any weight.)
         """
-        shared, own = self._split(genome)
-        held = self._merges.holding(genome.merges) if self._merges is not None else nullcontext()
-        with held:
-            seen: dict[str, torch.Tensor] = {}
-            for index, slot in enumerate(self.basis.layout.slots):
-                out = parameters[slot.name]
-                self._write(out, genome, index, shared, own)
-                if out.dtype == torch.float16:
-                    seen[slot.name] = extremes(out)
+        slots = self.basis.layout.slots
+        kept = self._merges.holding(genome.merges) if self._merges is not None else nullcontext()
+        with kept:
+            outs = ((index, parameters[slot.name]) for index, slot in enumerate(slots))
+            self._fill(self._held.along(self._steps(genome, outs)))
+        seen = {
+            slot.name: extremes(parameters[slot.name])
+            for slot in slots
+            if parameters[slot.name].dtype == torch.float16
+        }
         if seen:  # asked once: a GPU stops for every answer
             finite = torch.stack([*seen.values()]).isfinite().all(1).tolist()
             if not all(finite):
@@ -116,10 +155,9 @@ class Materialiser:
     @torch.no_grad()
     def state(self, genome: Genome, *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """The individual as new tensors, in *dtype* or in each base tensor's own; see `write`."""
-        names = (slot.name for slot in self.basis.layout.slots)
         result = {
-            name: torch.empty_like(self._base[name], dtype=dtype or self._base[name].dtype)
-            for name in names
+            slot.name: self._empty(index, dtype)
+            for index, slot in enumerate(self.basis.layout.slots)
         }
         self.write(genome, result)
         return result
@@ -129,22 +167,24 @@ class Materialiser:
         self, genome: Genome, slot: int, *, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """One tensor of the individual. What *dtype* cannot hold becomes infinity."""
-        out = torch.empty_like(self._base[self.basis.layout.slots[slot].name], dtype=dtype)
-        self._write(out, genome, slot, *self._split(genome))
+        out = self._empty(slot, dtype)
+        self._fill(map(self._held.take, self._steps(genome, [(slot, out)])))
         return out
 
     def base_weight(self, slot: int) -> torch.Tensor:
-        """One of the base's own tensors, to be read only."""
-        return self._base[self.basis.layout.slots[slot].name]
+        """One of the base's own tensors, on the device, to be read only."""
+        return self._held[Key("base", slot)].to(self.device)
 
     def release(self) -> None:
         """Let go of the factors and fine-tunes that are kept for the next individual."""
-        for kept in (self._experts, self._stacks, self._frames):
-            kept.clear()
+        self._held.forget_all_but("base")
 
     def base_dtype(self, slot: int) -> torch.dtype:
         """What the base's own tensor was saved in."""
-        return self._base[self.basis.layout.slots[slot].name].dtype
+        return self._held[Key("base", slot)].dtype
+
+    def _empty(self, slot: int, dtype: torch.dtype | None) -> torch.Tensor:
+        return torch.empty_like(self._held[Key("base", slot)], dtype=dtype, device=self.device)
 
     def _split(self, genome: Genome) -> tuple[np.ndarray, np.ndarray]:
         if genome.basis != self.basis.hash:
@@ -166,39 +206,65 @@ class Materialiser:
                 where=str(base.checkpoint.path),
                 remedy="save or download the base again",
             )
-        return weight.to(self.device)
+        return weight
 
-    def _write(
+    def _steps(self, genome: Genome, outs: Iterable[tuple[int, torch.Tensor]]) -> Iterator[Step]:
+        """Slots in blocks of rows, with all that they are summed from held."""
+        table, own = self._split(genome)
+        shared = table.tolist()
+        for index, out in outs:
+            sum_, sliced, whole = self._sum(genome, index, out, shared[index], own)
+            for rows in self._blocks(out.shape):
+                yield Step(rows, sliced, whole, sum_)
+
+    def _sum(
         self,
-        out: torch.Tensor,
         genome: Genome,
         index: int,
-        shared: np.ndarray,
+        out: torch.Tensor,
+        shared: list[float],
         own: np.ndarray,
-    ) -> None:
-        """Write W0 + Σ shared·τ + Σ weight·(merge - W0) + left @ right + noise into *out*."""
-        slot = self.basis.layout.slots[index]
+    ) -> tuple[_Sum, tuple[Key, ...], tuple[Key, ...]]:
+        """W0 + Σ shared·τ + Σ weight·(merge - W0) + left @ right + noise, and what it takes."""
         noise = [
             (float(spread[index]), Draws(seed, index))
             for seed, spread in genome.noise.items()
             if spread[index]
         ]
-        merges = [(float(w[index]), merge) for merge, w in genome.merges.items() if w[index]]
-        half = out.dtype == torch.bfloat16 and not (noise or merges) and self._multiplies_bfloat16
-        product = self._product(genome, index, own, torch.bfloat16 if half else torch.float32)
-        half = half and product is not None
-        whole = [
-            (float(t), self._expert(index, expert, as_delta=half))
-            for expert, t in enumerate(shared[index])
-            if t != 0
+        merged = [
+            (float(w[index]), self._merged(merge, index))
+            for merge, w in genome.merges.items()
+            if w[index]
         ]
-        whole += [(weight, self._merged(merge, index)) for weight, merge in merges]
-        base = self._base[slot.name]
-        for rows in self._blocks(base):
-            if half and product is not None:
-                _add_in_half(out[rows], base[rows], whole, product, rows)
+        half = out.dtype == torch.bfloat16 and not (noise or merged) and self._multiplies_bfloat16
+        dtype = torch.bfloat16 if half else torch.float32
+        between, factors = self._factors(genome, index, own, dtype)
+        half = half and between is not None
+        experts = [
+            self._expert(index, expert, as_delta=half) for expert, t in enumerate(shared) if t != 0
+        ]
+        shares = [t for t in shared if t != 0]
+        return (
+            _Sum(out, half, shares, merged, noise, between),
+            (Key("base", index), *experts, *factors[:1]),
+            factors[1:],
+        )
+
+    def _fill(self, steps: Iterable[Taken]) -> None:
+        """Sum what was taken, step by step."""
+        for (rows, _, _, sum_), (base, *rest), whole in steps:
+            product = None
+            if sum_.between is not None:
+                product = sum_.between.product(rest.pop(), *whole)
+            out = sum_.out[rows]
+            if sum_.half and product is not None:
+                if self._held.streams:
+                    rest = [_delta(weight, base) for weight in rest]
+                _add_in_half(out, base, list(zip(sum_.shares, rest, strict=True)), product)
             else:
-                self._add_exactly(out[rows], base[rows], whole, noise, product, rows)
+                terms = list(zip(sum_.shares, rest, strict=True))
+                terms += [(w, merged[rows].to(self.device)) for w, merged in sum_.merged]
+                self._add_exactly(out, base, terms, sum_.noise, product)
 
     def _add_exactly(
         self,
@@ -206,8 +272,7 @@ class Materialiser:
         base: torch.Tensor,
         whole: list[tuple[float, torch.Tensor]],
         noise: list[tuple[float, Draws]],
-        product: _Product | None,
-        rows: slice,
+        product: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> None:
         """(1 - Σt)·W0 + Σ t·W_e is W0 + Σ t·τ_e, and exact in fp32 from stored weights."""
         work = out if out.dtype == torch.float32 else self._buffer(base)
@@ -215,69 +280,75 @@ class Materialiser:
         if whole:
             work.mul_(1.0 - sum(t for t, _ in whole))
         for t, weight in whole:
-            work.add_(weight[rows], alpha=t)
+            work.add_(weight, alpha=t)
         for spread, draws in noise:
             work.add_(draws.take(work.shape).to(self.device), alpha=spread)
         if product is not None:
-            work.addmm_(product.left[rows], product.right)
+            work.addmm_(*product)
         if work.dtype != out.dtype:
             out.copy_(work)
 
-    def _expert(self, index: int, expert: int, *, as_delta: bool) -> torch.Tensor:
-        key = (index, expert, as_delta)
-        if key not in self._experts:
-            weight = self.basis.expert_weight(index, expert).to(self.device)
+    def _expert(self, index: int, expert: int, *, as_delta: bool) -> Key:
+        """An expert's weights; or their difference from the base, unless those are streamed."""
+        as_delta = as_delta and not self._held.streams
+        key = Key("delta" if as_delta else "expert", index, expert)
+        if key not in self._held:
+            weight = self.basis.expert_weight(index, expert).to(self._held.at)
             if as_delta:
-                base = self._base[self.basis.layout.slots[index].name]
-                weight = (weight.float() - base.float()).bfloat16()
-            self._experts[key] = weight
-        return self._experts[key]
+                weight = _delta(weight, self._held[Key("base", index)])
+            self._held.keep(key, weight)
+        return key
 
     def _merged(self, merge: Merge, index: int) -> torch.Tensor:
         if self._merges is None:
             raise ValueError("a genome that weighs merges needs the store that keeps them")
-        return self._merges.tensor(merge, self.basis.layout.slots[index].name).to(self.device)
+        return self._merges.tensor(merge, self.basis.layout.slots[index].name)
 
-    def _product(
+    def _factors(
         self, genome: Genome, index: int, own: np.ndarray, dtype: torch.dtype
-    ) -> _Product | None:
+    ) -> tuple[_Between | None, tuple[Key, ...]]:
+        """What is between the factors of a slot, and those: left and right."""
         name = self.basis.layout.slots[index].name
         if name in genome.cores:
-            if (index, dtype) not in self._frames:
+            keys = Key("frame's left", index, dtype), Key("frame's right", index, dtype)
+            if keys[1] not in self._held:
                 frame = self.basis.frame(name)
-                self._frames[index, dtype] = self._moved(frame.left, frame.right.T, dtype)
-            left, right = self._frames[index, dtype]
-            core = torch.from_numpy(child_core(genome, self.basis, index)).to(right)
-            return _Product(left, core @ right)
+                self._keep_factors(keys, frame.left, frame.right.T)
+            core = torch.from_numpy(child_core(genome, self.basis, index))
+            return _Between(core, slice(None), on_left=False), keys
         scales = own[self._scales.stack[index]]
         used = np.flatnonzero(scales)
         if not len(used):
-            return None
-        if (index, dtype) not in self._stacks:
+            return None, ()
+        keys = Key("left", index, dtype), Key("right", index, dtype)
+        if keys[1] not in self._held:
             factors = [f[name] for f in self.basis.factors if name in f]
-            self._stacks[index, dtype] = self._moved(
-                torch.cat([f.up for f in factors], 1), torch.cat([f.down for f in factors]), dtype
-            )
-        left, right = self._stacks[index, dtype]
+            left, right = torch.cat([f.up for f in factors], 1), [f.down for f in factors]
+            self._keep_factors(keys, left, torch.cat(right))
         part = slice(used[0], used[-1] + 1)
-        left, right = left[:, part], right[part]
-        step = torch.from_numpy(scales[part]).to(right)
-        if len(left) < right.shape[1]:
-            return _Product(left * step, right)
-        return _Product(left, right * step[:, None])
+        rows, columns = self.basis.layout.slots[index].shape
+        return _Between(torch.from_numpy(scales[part]), part, on_left=rows < columns), keys
 
-    def _moved(self, left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> _Product:
-        return _Product(left.to(self.device, dtype), right.contiguous().to(self.device, dtype))
+    def _keep_factors(self, keys: tuple[Key, Key], left: torch.Tensor, right: torch.Tensor) -> None:
+        dtype = keys[0].of
+        assert isinstance(dtype, torch.dtype)
+        if self.device.type != "cpu":  # where they are sliced and copied
+            left = left.contiguous()
+        self._held.keep(keys[0], left.to(self._held.at, dtype))
+        self._held.keep(keys[1], right.contiguous().to(self._held.at, dtype))
 
     @cached_property
     def _multiplies_bfloat16(self) -> bool:
         return self.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-    def _blocks(self, weight: torch.Tensor) -> Iterator[slice]:
-        rows = len(weight)
-        step = rows
-        if self.device.type == "cpu" and weight.ndim > 1:
-            step = max(1, _BLOCK // weight.shape[1])
+    def _blocks(self, shape: torch.Size) -> Iterator[slice]:
+        rows = step = shape[0]
+        if len(shape) > 1:
+            if self.device.type == "cpu":
+                step = max(1, _BLOCK // shape[1])
+            else:
+                aligned = _BLOCK_OF_OTHERS // shape[1] // _ROWS_OF_OTHERS * _ROWS_OF_OTHERS
+                step = max(_ROWS_OF_OTHERS, aligned)
         for start in range(0, rows, step):
             yield slice(start, start + step)
 
@@ -287,19 +358,18 @@ class Materialiser:
         return self._scratch[: like.numel()].view(like.shape)
 
 
+def _delta(weight: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    return (weight.float() - base.float()).bfloat16()
+
+
 def _add_in_half(
     out: torch.Tensor,
     base: torch.Tensor,
     whole: list[tuple[float, torch.Tensor]],
-    product: _Product,
-    rows: slice,
+    product: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     """The same sum with everything beside the base in bfloat16."""
-    left, right = product.left[rows], product.right
-    if not whole:
-        delta = left @ right
-    else:
-        delta = torch.addmm(whole[0][1][rows], left, right, beta=whole[0][0])
+    delta = torch.addmm(whole[0][1], *product, beta=whole[0][0]) if whole else torch.mm(*product)
     for t, tau in whole[1:]:
-        delta.add_(tau[rows], alpha=t)
+        delta.add_(tau, alpha=t)
     torch.add(base, delta, out=out)
