@@ -165,7 +165,8 @@ def _placed(kind: type[Environment], given: Mapping[str, Any], folder: Path) -> 
         if not isinstance(value, str) or field is None or get_origin(field.annotation) is Literal:
             continue
         path = Path(value).expanduser()
-        if value.startswith((".", "~")) or (value and (folder / path).exists()):
+        missing = name == "data" and "/" not in value  # no word, nor a data set of the Hub
+        if value.startswith((".", "~")) or missing or (value and (folder / path).exists()):
             result[name] = str((folder / path).resolve())
     return result
 
