@@ -44,6 +44,28 @@ class Judged(NamedTuple):
     note: str
 
 
+class Outlook(NamedTuple):
+    """What a sample will ask of an engine, as far as that is known before anything is answered.
+
+    Args:
+        prompt: Tokens of its first prompt.
+        requests: How many such prompts there are: repeats, choices.
+        limit: Tokens of an answer, at most; of a scored one, its length.
+        answer: Tokens of the reference answer, where there is one.
+        turns: Answers in turn, at most.
+        executed: Whether answers are executed.
+        scored: Whether answers are given, and their likelihood asked.
+    """
+
+    prompt: int
+    requests: int = 1
+    limit: int = 0
+    answer: int | None = None
+    turns: int = 1
+    executed: bool = False
+    scored: bool = False
+
+
 class Skill(Protocol):
     """Something that is scored 0..1 on samples of three splits."""
 
@@ -89,6 +111,10 @@ class Skill(Protocol):
         Raises:
             UserError: Names it.
         """
+        ...
+
+    def outlook(self, sample: Any) -> Outlook:
+        """What one of `samples` will ask of an engine."""
         ...
 
     async def measure(

@@ -25,7 +25,7 @@ from cqd_hub.evaluation.measurement import NO_NUMBERS, NO_NUMBERS_NOTE, Measurem
 from cqd_hub.evaluation.prompts import chat_text, keep_shots_apart, question_of
 from cqd_hub.evaluation.requests import build_request, likeliest
 from cqd_hub.evaluation.samples import Documents, choose, refuse_overlap
-from cqd_hub.evaluation.skill import Judged, Means
+from cqd_hub.evaluation.skill import Judged, Means, Outlook
 from cqd_hub.evaluation.tasks import LoadedTask, build_filters, filter_list, unsafe
 from cqd_hub.recipe import SPLITS, Recipe, Split
 from cqd_hub.recipe.schema import Skill as SkillSettings
@@ -68,6 +68,27 @@ class TaskSkill:
         self._filters = build_filters(self._task)
         self._documents = self._choose_documents(settings, recipe, note)
         self.samples: dict[Split, tuple[Sample, ...]] = {}
+
+    def outlook(self, sample: Sample) -> Outlook:
+        """What a document asks; a target that is no text tells nothing of an answer's length."""
+        asked = list(itertools.chain(*sample.requests))
+        first = asked[0]
+        prompt, executed = len(first.prompt), self.execution is not None
+        if not isinstance(first, Generate):
+            longest = max(len(r.continuation) for r in asked if not isinstance(r, Generate))
+            return Outlook(prompt, len(asked), longest, scored=True)
+        answer = self._reference(sample.document)
+        return Outlook(prompt, len(asked), first.max_new_tokens, answer, executed=executed)
+
+    def _reference(self, document: dict[str, Any]) -> int | None:
+        """Tokens of a document's target, and of what ends it."""
+        try:
+            target = self._task.doc_to_target(document)
+        except Exception:  # a task's own code; what it raises matters where it is needed
+            return None
+        if not isinstance(target, str) or not target:
+            return None
+        return len(self._tokenizer(target, add_special_tokens=False)["input_ids"]) + 1
 
     # Samples to measurements.
 
@@ -219,6 +240,7 @@ class TaskSkill:
         Raises:
             UserError: Two splits hold the same question, or the task needs what no engine gives.
         """
+        self._tokenizer = tokenizer
         template = partial(chat_text, tokenizer)
         if settings.chat_template and not tokenizer.chat_template:
             raise UserError(

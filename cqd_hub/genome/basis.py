@@ -164,6 +164,11 @@ def _layout(
     return Layout(slots, tuple(e.content_hash for e in experts), tuple(ranks), tuple(tails))
 
 
+def is_factored(base: Base, expert: Expert, rank: Rank, cache: Path | None = None) -> bool:
+    """Whether an expert's factors are in the cache; hashes its weights."""
+    return FactorStore(_place(base, expert, rank, (cache or cache_folder()) / "basis")).intact()
+
+
 def _factored(
     base: Base, expert: Expert, rank: Rank, folder: Path, progress: Callable[[str], None]
 ) -> FactorStore:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cqd_hub.errors import CqdHubError, UserError
 from cqd_hub.hub.fetch import Fetched, fetch, look
@@ -141,6 +141,44 @@ def check_places(places: Sequence[str], folder: Path, note: Note) -> list[bool]:
         with _speaking(names):
             check_models(folders[0], folders[1:], note=lambda line: note(_named(line, names)))
         return [(path / "adapter_config.json").exists() for path in folders]
+
+
+class Look(NamedTuple):
+    """A recipe's models, as far as headers tell.
+
+    Args:
+        base: Of which headers may be asked.
+        experts: Likewise; None for an adapter that is to be folded.
+        missing: Bytes of weights that are still to be downloaded.
+    """
+
+    base: Base
+    experts: list[Expert | None]
+    missing: int
+
+
+@contextmanager
+def looked_at(recipe: Recipe, folder: Path, note: Note) -> Iterator[Look]:
+    """A recipe's models for the block, without downloading weights.
+
+    Raises:
+        UserError: No such model, or not one that can be merged with the base.
+        RunError: The Hub does not answer.
+    """
+    named = {"base": recipe.base}
+    named |= {f"experts.{name}": place for name, place in recipe.experts.items()}
+    local, remote = _sorted(named, folder, {}, note)
+    with _locally_missing(named, remote, folder), _looked_at(remote, note) as seen:
+        from cqd_hub.genome.models.opening import check_models
+
+        folders = [{**local, **seen}[where] for where in named]
+        with _speaking({path: named[where] for where, path in seen.items()}):
+            base, experts = check_models(folders[0], folders[1:], note=note)
+            # What is here is linked to; of the rest there is a header with a hole behind it.
+            files = {file for path in seen.values() for file in path.glob("*.safetensors")}
+            holes = [file.stat() for file in files if not file.is_symlink()]
+            missing = sum(one.st_size for one in holes if one.st_blocks * 512 < one.st_size)
+            yield Look(base, experts, missing)
 
 
 def pins_of(manifest: Mapping[str, Any] | None) -> dict[str, str]:

@@ -27,7 +27,7 @@ from cqd_hub.evaluation.episodes.transcript import Exchange
 from cqd_hub.evaluation.judging import Verdicts
 from cqd_hub.evaluation.measurement import NO_NUMBERS, NO_NUMBERS_NOTE, Measurement
 from cqd_hub.evaluation.samples import choose
-from cqd_hub.evaluation.skill import Judged, Means
+from cqd_hub.evaluation.skill import Judged, Means, Outlook
 from cqd_hub.recipe import SPLITS, Recipe, Split
 
 
@@ -97,6 +97,16 @@ class EpisodeSkill:
                 record = [sample.id, sample.question, dict(sample.document), sample.fault]
                 digest.update(json.dumps(record, sort_keys=True, default=str).encode())
         return digest.hexdigest()
+
+    def outlook(self, sample: Sample) -> Outlook:
+        """What an episode asks; of its prompt only the question is known before it is begun."""
+        return Outlook(
+            len(self._renderer.encode(sample.question)),
+            self._manifest.repeats,
+            self._manifest.max_new_tokens,
+            turns=self._environment.rounds,
+            executed=True,
+        )
 
     # Opening.
 

@@ -143,6 +143,11 @@ class AdapterExpert:
             return "dense"
         return "factors" if part.down or part.tokens else None
 
+    def rank(self, slot: Slot) -> int:
+        """How many directions its factors have in *slot*; reads headers."""
+        part = self.parts[slot.name]
+        return self.checkpoint.headers[part.down].shape[0] if part.down else len(part.indices)
+
     def rows(self, slot: Slot) -> int | None:
         """How many rows it stores of a vocabulary slot, or None if it stores none."""
         part = self.parts.get(slot.name)

@@ -54,20 +54,32 @@ def open_models(
 
 def check_models(
     base: Path, experts: Sequence[Path], *, note: Callable[[str], None] = lambda line: None
-) -> None:
+) -> tuple[Base, list[Expert | None]]:
     """Refuse what `open_models` would, as far as configs, tokenizers and headers tell.
 
     No weight is believed: the files may hold zeros beyond their headers. Nothing is folded.
+
+    Returns:
+        Base and experts, of which headers may be asked; None for one that is to be folded.
     """
     ancestor = open_base(base)
-    opened: list[Expert] = []
+    opened: list[Expert | None] = []
     for path in experts:
         _refuse_both(path)
         if not (path / "adapter_config.json").exists():
             opened.append(open_full(ancestor, path, note))
-        elif (adapter := check_adapter(ancestor, path, note=note)) is not None:
-            opened.append(adapter)
-    _common(ancestor, opened, ["" for _ in opened], note)
+        else:
+            opened.append(check_adapter(ancestor, path, note=note))
+    known = [expert for expert in opened if expert is not None]
+    vocabulary = _common(ancestor, known, ["" for _ in known], note)
+    if vocabulary is None:
+        return ancestor, opened
+    ancestor = replace(ancestor, vocabulary=vocabulary)
+    longer = [
+        replace(expert, base=ancestor) if expert is not None else None  # type: ignore[type-var]
+        for expert in opened
+    ]
+    return ancestor, longer
 
 
 def _common(
