@@ -41,10 +41,11 @@ def _root(
 
 
 def _register() -> None:
-    from cqd_hub.cli import create, hub, inspect, produce, pull, sandbox
+    from cqd_hub.cli import create, hub, inspect, plan, produce, pull, sandbox
 
     commands: list[tuple[str, Callable[..., None]]] = [
         ("evolve", produce.evolve),
+        ("plan", plan.plan),
         ("train", produce.train),
         ("export", produce.export),
         ("push", hub.push),

@@ -63,6 +63,12 @@ class Children:
         self._stopped = set(journal.stopped())
         self._standing: Standing | None = None  # as long as nobody is told
         self._order: tuple[str, ...] = ()
+        self._evaluated = 0
+
+    @property
+    def evaluated(self) -> int:
+        """How many this session has evaluated."""
+        return self._evaluated
 
     async def go(self) -> None:
         """Do what is left to do.
@@ -112,7 +118,7 @@ class Children:
                 except Exception as error:
                     failures.append(error)
                     return
-            self._made += 1
+            self._made, self._evaluated = self._made + 1, self._evaluated + 1
             self._pace.tick(time.monotonic())
             if self._made < last:  # the last one is told with the archives it changed
                 self._tell_progress(proposal.skill)
@@ -147,7 +153,7 @@ class Children:
                         failures.append(error)
                         continue
                     self._tell([proposal.individual])
-                    self._made += 1
+                    self._made, self._evaluated = self._made + 1, self._evaluated + 1
                     self._pace.tick(time.monotonic())
                     self.clear_merges()
                     self._tell_progress(proposal.skill)

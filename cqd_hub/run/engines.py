@@ -13,7 +13,7 @@ from cqd_hub.recipe import Recipe
 
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
-    from cqd_hub.genome import Basis
+    from cqd_hub.genome import Basis, Layout
     from cqd_hub.genome.merge.store import MergeStore
 
 # An episode's prompts are not known beforehand.
@@ -40,16 +40,11 @@ def open_engine(
     from cqd_hub.evaluation.engine.population import PopulationEngine
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
 
-    wanted, tokens = recipe.evaluation.engine, recipe.evaluation.batch_tokens
-    choice = _choice(recipe, basis, skills, device)
-    if wanted == "population" or (wanted == "auto" and choice.kind == "population"):
+    tokens = recipe.evaluation.batch_tokens
+    asked = work_of(skills, recipe.search.children_per_step)
+    choice = choose_engine(recipe, basis.layout, asked, device)
+    if choice.kind == "population":
         try:
-            if problem := _unshareable(recipe):
-                raise UserError(
-                    f"a population cannot share a batch: {problem}",
-                    where="evaluation.engine",
-                    remedy="use sequential or auto",
-                )
             engine = PopulationEngine(
                 basis,
                 device=device,
@@ -59,13 +54,36 @@ def open_engine(
                 width=choice.width,
             )
         except UserError as error:
-            if wanted == "population" or error.where != "evaluation.engine":
+            if recipe.evaluation.engine == "population" or error.where != "evaluation.engine":
                 raise
             note(f"one individual after the other: {error.what}")
         else:
             note(f"{choice.width} individuals side by side: {choice.reason}")
             return engine
     return SequentialEngine(basis, device=device, dtype=dtype, batch_tokens=tokens, merges=merges)
+
+
+def choose_engine(recipe: Recipe, layout: Layout, work: Work, device: str) -> Choice:
+    """What ``evaluation.engine`` names, or the faster one that can evaluate a recipe's children.
+
+    Raises:
+        UserError: The recipe names one that cannot.
+    """
+    mutation, wanted = recipe.variation.mutation, recipe.evaluation.engine
+    cores = mutation.kind == "svd" and mutation.of == "child"
+    choice = choose(work, layout, device=device.partition(":")[0], cores=cores)
+    problem = _unshareable(recipe)
+    if wanted == "population" and problem:
+        raise UserError(
+            f"a population cannot share a batch: {problem}",
+            where="evaluation.engine",
+            remedy="use sequential or auto",
+        )
+    if wanted == "population":
+        return choice._replace(kind=wanted, width=max(choice.width, 2))
+    if wanted == "sequential" or (choice.kind == "population" and problem):
+        return Choice("sequential", 2, problem or "the recipe asks for it")
+    return choice
 
 
 def _unshareable(recipe: Recipe) -> str:
@@ -75,13 +93,6 @@ def _unshareable(recipe: Recipe) -> str:
     if variation.mutation.kind == "gaussian":
         return "Gaussian noise is no sum of the experts' directions"
     return ""
-
-
-def _choice(recipe: Recipe, basis: Basis, skills: Mapping[str, Skill], device: str) -> Choice:
-    mutation = recipe.variation.mutation
-    cores = mutation.kind == "svd" and mutation.of == "child"
-    work = work_of(skills, recipe.search.children_per_step)
-    return choose(work, basis.layout, device=device.partition(":")[0], cores=cores)
 
 
 def work_of(skills: Mapping[str, Skill], children: int) -> Work:

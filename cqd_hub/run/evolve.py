@@ -31,6 +31,7 @@ from cqd_hub.run.journal import Journal, Role, count_individuals
 from cqd_hub.run.lineup import Lineup
 from cqd_hub.run.log import Logged
 from cqd_hub.run.models import pins_of
+from cqd_hub.run.plan import Took, is_planned, plan_of
 from cqd_hub.run.progress import Observer, Silent, Stopped
 from cqd_hub.run.recorder import Recorder
 from cqd_hub.run.seeds import Seeds
@@ -96,16 +97,21 @@ async def evolve(
                 told.note(f"{len(moved)} elites of {seeds.source} to begin with")
             lineages = [(one.genome, seeds.lineage(one.seed)) for one in moved if seeds]
             write_layout(out, lineup.basis)
+            plan = None
+            if not is_planned(out):
+                plan = await plan_of(recipe, lineup.basis, lineup.skills, workers=staff.workers)
+            took = Took(out, plan, here=choice.kind == "local")
             journal = Journal(out, create=True)
             try:
                 with _stop_on_interrupt(told) as stop:
-                    await _Run(lineup, staff, journal, out, told, stop, lineages).go()
+                    await _Run(lineup, staff, journal, out, told, stop, lineages, took).go()
             except UserError:
                 if not journal.told():  # a mistake shown by the very first evaluations
                     discard(out)
                 raise
             finally:
                 journal.close()
+                took.close()
 
 
 class _Run:
@@ -118,11 +124,12 @@ class _Run:
         observer: Observer,
         stop: asyncio.Event,
         seeds: Sequence[tuple[Genome, dict[str, Any]]],
+        took: Took,
     ) -> None:
         self._lineup, self._executor = lineup, executor
         self._journal, self._folder = journal, folder
         self._seeds, self._first = seeds, len(lineup.recipe.experts) + len(seeds)
-        self._observer, self._stop = observer, stop
+        self._observer, self._stop, self._took = observer, stop, took
         self._recipe, self._basis = lineup.recipe, lineup.basis
         self._recorder = Recorder(executor, journal)
 
@@ -145,7 +152,8 @@ class _Run:
             observer=self._observer,
             stop=self._stop,
         )
-        await children.go()
+        with self._took.children(children):
+            await children.go()
         await Finish(
             self._lineup,
             self._executor,

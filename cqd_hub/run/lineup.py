@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cqd_hub.errors import UserError
-from cqd_hub.evaluation.skills import load_skills
+from cqd_hub.evaluation.skills import Skill, load_skills
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.merges import open_merges
 from cqd_hub.run.models import Models, find_models, open_found
@@ -27,12 +27,14 @@ class Lineup:
         recipe: What was asked.
         models: Where base and experts are.
         basis: Factored experts.
+        skills: With prepared samples.
         merges: The merged children of a run; None where all its crossovers are linear.
     """
 
     recipe: Recipe
     models: Models
     basis: Basis
+    skills: dict[str, Skill]
     merges: MergeStore | None
 
 
@@ -61,13 +63,13 @@ def open_lineup(
 
     models = find_models(recipe, folder, pins=pins, note=note)
     base, experts = open_found(models, note)
-    load_skills(recipe, folder, load_tokenizer(base.tokenizer), note=note)  # or refuse them
+    skills = load_skills(recipe, folder, load_tokenizer(base.tokenizer), note=note)
     with models.speaking(note) as told:
         basis = factor(recipe, base, experts, told)
     merges = open_merges(run, recipe)
     if merges is not None:
         Materialiser(basis, device="cpu", merges=merges)  # attaches itself
-    return Lineup(recipe, models, basis, merges)
+    return Lineup(recipe, models, basis, skills, merges)
 
 
 def open_basis(

@@ -26,7 +26,7 @@ def check_space(folder: Path, lineup: Lineup, samples: int, present: int) -> Non
     genome = len(Genome.of_base(lineup.basis.hash, lineup.basis.layout).to_bytes())
     mutation = lineup.recipe.variation.mutation
     if mutation.kind == "svd" and mutation.of == "child":
-        genome += _cores(lineup.basis.layout)
+        genome += core_bytes(lineup.basis.layout)
     missing = max(lineup.recipe.search.children + len(lineup.recipe.experts) - present, 0)
     needed = missing * (genome + samples * _MEASUREMENT) + _REPORT
     if lineup.merges is not None:
@@ -47,7 +47,7 @@ def asked(manifest: Mapping[str, Any]) -> int:
     return sum(task["samples"]["optimisation"] for task in manifest["tasks"].values())
 
 
-def _cores(layout: Layout) -> int:
+def core_bytes(layout: Layout) -> int:
     """Bytes of the cores that SVD mutation of the child's own task vector needs."""
     return sum(
         4 * min(sum(ranks), slot.shape[0]) * min(sum(ranks), slot.shape[1])

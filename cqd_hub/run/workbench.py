@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import platform
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cqd_hub import __version__
-from cqd_hub.errors import UserError
 from cqd_hub.evaluation.episodes import Resources
 from cqd_hub.evaluation.evaluator import Evaluator
 from cqd_hub.evaluation.sandbox import Sandbox, open_sandbox
-from cqd_hub.evaluation.skills import Skill, load_skills
+from cqd_hub.evaluation.skills import load_skills
 from cqd_hub.recipe import Recipe
 from cqd_hub.recipe.schema import Evaluation
+from cqd_hub.run.device import find_device, find_dtype
 from cqd_hub.run.engines import open_engine
 from cqd_hub.run.lineup import Lineup, check_basis, check_crossover, factor
 from cqd_hub.run.merges import open_merges
 from cqd_hub.run.models import find_models, open_found
+from cqd_hub.run.plan import check_fit
 
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
@@ -37,13 +37,11 @@ class Workbench(Lineup):
 
     Args:
         engine: Running.
-        skills: With prepared samples.
         sandbox: Open, or None where nothing is executed.
         evaluator: Over all of these.
     """
 
     engine: SequentialEngine
-    skills: dict[str, Skill]
     sandbox: Sandbox | None
     evaluator: Evaluator
 
@@ -112,11 +110,10 @@ async def open_workbench(
         RunError: A model cannot be had from the Hub now.
     """
     check_crossover(recipe)
-    import torch
-
     from cqd_hub.evaluation.engine.loading import load_tokenizer
 
-    device = _device(recipe.evaluation.device)
+    device = find_device(recipe.evaluation.device)
+    dtype = find_dtype(recipe.evaluation.dtype, device)
     models = find_models(recipe, folder, pins=pins, note=note)
     base, experts = open_found(models, note)
     # What is cheap to refuse is refused before anything is factored.
@@ -130,16 +127,14 @@ async def open_workbench(
         with models.speaking(note) as told:
             basis = factor(recipe, base, experts, told)
         check_basis(basis, expected, folder)
-        dtype = recipe.evaluation.dtype
-        if dtype == "auto":
-            dtype = "float32" if device == "cpu" else "bfloat16"
+        check_fit(recipe, basis, skills, device=device, dtype=dtype)
         merges = open_merges(run, recipe) if run is not None else None
         engine = open_engine(
             recipe,
             basis,
             skills,
             device=device,
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             merges=merges,
             note=note,
         )
@@ -147,7 +142,7 @@ async def open_workbench(
             skill.check(engine)
         await stack.enter_async_context(engine)
         evaluator = Evaluator(engine, skills, lent.opened)
-        yield Workbench(recipe, models, basis, merges, engine, skills, lent.opened, evaluator)
+        yield Workbench(recipe, models, basis, skills, merges, engine, lent.opened, evaluator)
 
 
 class _LentSandbox:
@@ -183,22 +178,3 @@ def _machine(path: str) -> dict[str, str]:
     if path.endswith("cuda"):
         return {"device": torch.cuda.get_device_name()}
     return {"device": platform.machine(), "threads": str(torch.get_num_threads())}
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
-        raise UserError(
-            f"no device {wanted!r}", where="evaluation.device", remedy="use auto, cpu or cuda"
-        )
-    count = torch.cuda.device_count()
-    if wanted != "cpu" and int(wanted.partition(":")[2] or 0) >= count:
-        raise UserError(
-            f"no device {wanted!r}: this PyTorch sees {count} GPUs",
-            where="evaluation.device",
-            remedy="use device: cpu or auto",
-        )
-    return wanted

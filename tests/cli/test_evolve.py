@@ -143,6 +143,14 @@ class TestResults:
         assert set(manifest["models"]["experts"]) == {"coding", "os", "db"}
         assert len(manifest["basis"]) == 64
 
+    def test_plan(self, whole: Path) -> None:
+        content = json.loads((whole / "run" / "plan.json").read_text())
+        assert content["plan"]["per_child_seconds"] > 0
+        assert content["took"]["children"] == 6
+        assert content["took"]["seconds"] > 0
+        assert content["took"]["host"] > 10**8
+        assert "Planned and measured" in (whole / "run" / "report.html").read_text()
+
     def test_splits_share_no_sample(self, whole: Path) -> None:
         with contextlib.closing(sqlite3.connect(whole / "run" / "journal.sqlite")) as journal:
             rows = journal.execute(

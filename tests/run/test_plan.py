@@ -1,0 +1,283 @@
+"""Plans: sizes against what is really kept, headers alone, refusals with the arithmetic."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from cqd_hub.errors import UserError
+from cqd_hub.evaluation.engine.memory import Load, Shape, on_device
+from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, mutate_expert, open_models
+from cqd_hub.randomness import generator
+from cqd_hub.recipe import Recipe
+from cqd_hub.run.plan import Took, _room, is_planned, make_plan
+from cqd_hub.run.plan._calibrate import calibrate
+from cqd_hub.run.plan._room import refuse_misfit
+from cqd_hub.run.plan._survey import survey, survey_basis
+from tests.conftest import Models
+from tests.hub.server import HubServer
+
+GB = 10**9
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+}
+
+
+def recipe(base: Path, experts: Mapping[str, Path], **more: Any) -> Recipe:
+    skills = {"coding": {"task": "quickstart_coding"}, "os": {"task": "quickstart_os"}}
+    data: dict[str, Any] = {"name": "planned", "base": str(base), "skills": skills}
+    data["experts"] = {name: str(path) for name, path in experts.items()}
+    data["samples"] = {"optimisation": 12, "validation": 12, "test": 12}
+    return Recipe.model_validate(data | more)
+
+
+def on_disk(path: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file())
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, models: Models) -> tuple[Path, list[Path]]:
+    """Folders that look like an 8B model and two fine-tunes: headers, and nothing behind them."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA))
+    header: dict[str, Any] = {}
+    end = 0
+    for name, parameter in model.named_parameters():
+        begin, end = end, end + 2 * parameter.numel()
+        shape = list(parameter.shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    place = tmp_path_factory.mktemp("large")
+    for name in ("base", "one", "two"):
+        (place / name).mkdir()
+        (place / name / "config.json").write_text(json.dumps(LLAMA))
+        for file in models.base.glob("tokenizer*"):
+            shutil.copy(file, place / name)
+        with (place / name / "model.safetensors").open("wb") as weights:
+            weights.write(len(text).to_bytes(8, "little") + text)
+            weights.truncate(8 + len(text) + end)
+    return place / "base", [place / "one", place / "two"]
+
+
+class TestSizes:
+    @pytest.mark.parametrize(("rank", "tail"), [("full", "tied"), (4, "tied"), (4, "drop")])
+    def test_headers_tell_the_layout(
+        self, models: Models, rank: Any, tail: Literal["tied", "drop"]
+    ) -> None:
+        experts = {"a": models.full[0], "b": models.full[1], "c": models.lora}
+        asked = recipe(models.base, experts, genome={"rank": rank, "tail": tail})
+        made = build_basis(*open_models(models.base, list(experts.values())), rank=rank, tail=tail)
+        with survey(asked, Path()) as found:
+            assert found.shape.layout.ranks == made.layout.ranks
+            assert found.shape.layout.tails == made.layout.tails
+            assert found.shape == replace(
+                survey_basis(made).shape, layout=found.shape.layout, config=found.shape.config
+            )
+            assert found.factoring == (0.0, 0)  # in the cache by now
+
+    @pytest.mark.parametrize("rank", ["full", 4])
+    def test_counts_what_is_kept(self, models: Models, rank: Any) -> None:
+        """Against the tensors of a materialiser that has written an expert and a child."""
+        basis = build_basis(*open_models(models.base, [*models.full[:2], models.lora]), rank=rank)
+        maker = Materialiser(basis)
+        experts = [Genome.of_expert(basis.hash, basis.layout, n) for n in range(3)]
+        child = mutate_expert(
+            experts[0], generator(0, 0, "mutation"), basis=basis, expert=0, w_max=0.3
+        )
+        for genome in [*experts, child]:
+            maker.state(genome, dtype=torch.float32)
+        shape = survey_basis(basis).shape
+        load = Load(rows=1, length=8, batch_tokens=8)
+        kept = on_device(shape, load, engine="sequential", device="cpu", dtype=torch.float32)
+        assert kept["pristine base"] == size(maker._base.values())
+        assert kept["factors"] == sum(size(product) for product in maker._stacks.values())
+        assert kept["whole experts"] == size(maker._experts.values())
+        assert kept["model"] == 4 * sum(t.numel() for t in maker._base.values())
+
+    def test_a_cache_of_keys_and_values(self, basis: Basis) -> None:
+        shape = survey_basis(basis).shape
+        assert shape.cache_bytes(4) == 2 * 2 * 2 * 8 * 4  # layers, heads, size of a head
+        rows = on_device(
+            shape,
+            Load(rows=100, length=50, batch_tokens=1000),
+            engine="sequential",
+            device="cpu",
+            dtype=torch.float32,
+        )
+        assert rows["keys and values"] == 1000 * shape.cache_bytes(4)
+
+
+class TestLarge:
+    def test_headers_are_enough(self, large: tuple[Path, list[Path]]) -> None:
+        base, experts = large
+        asked = recipe(base, {"one": experts[0], "two": experts[1]}, genome={"rank": 64})
+        with survey(asked, Path()) as found:
+            shape = found.shape
+        assert shape.parameters == 8_030_261_248
+        assert sum(shape.stored) == 2 * shape.parameters
+        assert shape.cache_bytes(2) == 131072
+        assert found.factoring[1] == 4 * shape.factor_numbers()
+        assert found.download == 0
+        assert on_disk(base) < 10**7
+
+    def test_does_not_fit_and_what_would(
+        self, large: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base, experts = large
+        asked = recipe(base, {"one": experts[0], "two": experts[1]})
+        with survey(asked, Path()) as found:
+            shape = found.shape
+        load = Load(rows=64, length=1024, batch_tokens=65536)
+
+        def refused(free: int, shape: Shape = shape) -> UserError:
+            with pytest.raises(UserError) as error:
+                refuse_misfit(
+                    shape,
+                    load,
+                    engine="sequential",
+                    device="cuda",
+                    dtype=torch.bfloat16,
+                    free=free,
+                )
+            return error.value
+
+        error = refused(80 * GB)
+        assert "model 16.06 GB + pristine base 16.06 GB" in error.what
+        assert error.what.endswith("80.00 GB are free")
+        assert error.remedy == "set genome.rank: 256 and genome.tail: drop"
+        cut = shape.at_rank(256)
+        refuse_misfit(
+            cut, load, engine="sequential", device="cuda", dtype=torch.bfloat16, free=80 * GB
+        )
+        monkeypatch.setattr(_room, "free_host_memory", lambda: 10 * GB)
+        assert "rank 16 in bfloat16 takes 35." in refused(24 * GB, cut).remedy
+        monkeypatch.setattr(_room, "free_host_memory", lambda: 64 * GB)
+        assert "set evaluation.device: cpu" in refused(24 * GB, cut).remedy
+
+    def test_the_command_refuses_in_one_line(self, large: tuple[Path, list[Path]]) -> None:
+        """On whatever this machine is: ten such models hold it full."""
+        base, experts = large
+        path = base.parent / "recipe.yaml"
+        asked = recipe(base, {"one": experts[0], "two": experts[1]})
+        path.write_text(json.dumps(asked.model_dump(mode="json", exclude_unset=True)))
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from cqd_hub.run.plan import _room; _room.free_host_memory = lambda: 10**9;"
+                "from cqd_hub.cli.app import main; main()",
+                *("plan", str(path), "--set", "evaluation.device=cpu", "-q"),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert "does not fit: model 32.12 GB" in line
+        assert "Traceback" not in line
+
+
+class TestPlan:
+    def test_a_small_run(self, models: Models) -> None:
+        experts = {"a": models.full[0], "b": models.full[1], "c": models.lora}
+        few = recipe(models.base, experts, search={"children": 4})
+        plan = make_plan(few, Path())
+        assert plan.device == "cpu"
+        assert plan.children == 4
+        assert 0 < plan.per_child < 60
+        assert plan.seconds["children"] == pytest.approx(4 * plan.per_child)
+        assert plan.rates.measured
+        assert plan.rates.execution > 0
+        assert plan.engine.kind in ("sequential", "population")
+        assert plan.engine.reason
+        assert "download" not in plan.disk
+        again = json.loads(json.dumps(plan.record()))
+        assert again["memory"] == plan.memory
+        assert again["total_seconds"] == pytest.approx(sum(plan.seconds.values()))
+        named = make_plan(recipe(models.base, experts, evaluation={"engine": "population"}), Path())
+        assert named.engine.kind == "population"
+        assert "individuals' tables" in named.memory
+
+    def test_other_architectures_are_reckoned(self, basis: Basis, tmp_path: Path) -> None:
+        """Where no layers can be made, products and memory alone tell."""
+        shape = survey_basis(basis).shape
+        rates = calibrate(shape, tmp_path, device="cpu", dtype=torch.float32)
+        assert not rates.measured
+        assert min(rates.multiply, rates.bandwidth, rates.token, rates.step) > 0
+
+    def test_no_weights_are_asked_of_the_hub(self, models: Models, tmp_path: Path) -> None:
+        with HubServer() as hub:
+            hub.put_model("ann/base", models.base)
+            hub.put_model("ann/one", models.full[0])
+            hub.put_model("ann/two", models.lora)
+            places = {"one": Path("ann/one"), "two": Path("ann/two")}
+            asked = recipe(Path("ann/base"), places, search={"children": 4})
+            path = tmp_path / "recipe.yaml"
+            path.write_text(json.dumps(asked.model_dump(mode="json", exclude_unset=True)))
+            environment = hub.environment(
+                home=tmp_path / "hf",
+                CQD_HUB_CACHE=str(tmp_path / "cache"),
+                OMP_NUM_THREADS="1",
+            )
+            done = subprocess.run(
+                [sys.executable, "-m", "cqd_hub.cli.app", "plan", str(path), "--json", "-q"],
+                capture_output=True,
+                text=True,
+                env=environment,
+            )
+            assert done.returncode == 0, done.stderr
+            weights = [models.base, models.full[0]]
+            size = sum((folder / "model.safetensors").stat().st_size for folder in weights)
+            size += (models.lora / "adapter_model.safetensors").stat().st_size
+            told = json.loads(done.stdout)["disk"]
+            assert told["download"] == pytest.approx(size, rel=0.05)
+            assert told["basis"] > 0
+            assert not hub.log.find("safetensors", "HEAD")  # as downloads begin
+            assert not list((tmp_path / "hf").rglob("*.safetensors"))
+
+
+class TestTook:
+    def test_sessions_add_up(self, models: Models, tmp_path: Path) -> None:
+        experts = {"a": models.full[0], "b": models.full[1]}
+        plan = make_plan(recipe(models.base, experts), Path())
+
+        class Three:
+            evaluated = 3
+
+        for session in (plan, None):
+            assert is_planned(tmp_path) == (session is None)
+            took = Took(tmp_path, session, here=True)
+            with took.children(Three()):
+                pass
+            took.close()
+        content = json.loads((tmp_path / "plan.json").read_text())
+        assert content["plan"]["child"] == plan.child._asdict()
+        assert content["took"]["children"] == 6
+        assert content["took"]["seconds"] >= 0
+        assert content["took"]["host"] > 10**8
+        assert content["took"]["disk"] > 0
+
+
+def size(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
