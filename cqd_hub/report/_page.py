@@ -17,6 +17,7 @@ from cqd_hub import __version__
 from cqd_hub.recipe.schema import GridArchive
 from cqd_hub.report._data import RunData
 from cqd_hub.report._figures import DPI
+from cqd_hub.report._plan import compared
 from cqd_hub.report._table import Row, notes
 from cqd_hub.report._text import cut, percent, short, visible
 from cqd_hub.run.journal import Role
@@ -113,6 +114,7 @@ def render(
     environment.filters |= {"percent": percent, "points": _points}
     template = environment.from_string(package.joinpath("page.html.j2").read_text(encoding="utf-8"))
     manifest = run.manifest
+    spent = phases(run)
     children = sum(run.individuals[number].role == Role.CHILD for number in run.told)
     return template.render(
         style=Markup(style),
@@ -134,7 +136,8 @@ def render(
         curves=curves,
         lineage=lineage,
         answers=sample_answers(run),
-        phases=phases(run),
+        phases=spent,
+        planned=compared(run.folder, {phase.name: phase.mean for phase in spent}),
     )
 
 

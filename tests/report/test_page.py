@@ -203,3 +203,23 @@ def test_facts_of_any_shape() -> None:
         ("x", "y 1 · z.q 1, 2"),
         ("w", "None"),
     ]
+
+
+def test_planned_and_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", children=4)
+    plan = {
+        "per_child_seconds": 2.0,
+        "child": {"materialise": 0.1, "generate": 1.5, "execute": 0.4},
+        "memory": {"model": 10**9},
+        "host": 10**9,
+        "disk": {"run": 10**6},
+    }
+    took = {"children": 4, "seconds": 12.0, "host": 2 * 10**9, "disk": 3 * 10**6}
+    (run / "plan.json").write_text(json.dumps({"plan": plan, "took": took}))
+    text = re.sub(r"<[^>]+>", " ", build_report(run).page.read_text())
+    part = " ".join(text[text.index("Planned and measured") :].split())
+    assert "time per child 2.000 s 3.000 s 1.50" in part
+    assert "memory of the process, at its peak 1.00 GB 2.00 GB 2.00" in part
+    assert "memory of the device" not in part  # was not measured
+    (run / "plan.json").write_text("[]")
+    assert "Planned and measured" not in build_report(run).page.read_text()
