@@ -10,6 +10,7 @@ from cqd_hub.evaluation.engine import Generate
 from cqd_hub.evaluation.engine.choose import Choice, Work, choose
 from cqd_hub.evaluation.skill import Skill
 from cqd_hub.recipe import Recipe
+from cqd_hub.run.device import find_dtype
 
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
@@ -71,7 +72,8 @@ def choose_engine(recipe: Recipe, layout: Layout, work: Work, device: str) -> Ch
     """
     mutation, wanted = recipe.variation.mutation, recipe.evaluation.engine
     cores = mutation.kind == "svd" and mutation.of == "child"
-    choice = choose(work, layout, device=device.partition(":")[0], cores=cores)
+    dtype = str(find_dtype(recipe.evaluation.dtype, device)).removeprefix("torch.")
+    choice = choose(work, layout, device=device.partition(":")[0], dtype=dtype, cores=cores)
     problem = _unshareable(recipe)
     if wanted == "population" and problem:
         raise UserError(

@@ -51,13 +51,13 @@ def test_few_rows_of_many_children_share_a_batch(basis: Basis, models: Models) -
     layout = build_basis(*open_models(models.base, [models.lora, models.full[0]]), rank=2).layout
 
     def kind(**work: Any) -> str:
-        return choose(Work(**work), layout, device="cpu").kind
+        return choose(Work(**work), layout, device="cpu", dtype="float32").kind
 
     assert kind(rows=2, prompt=20, answer=30, children=32) == "population"
     assert kind(rows=450, prompt=20, answer=30, children=32) == "sequential"
     assert kind(rows=2, prompt=20, answer=30, children=1) == "sequential"
     assert kind(rows=200, prompt=900, answer=2, children=32) == "sequential"
-    wide = choose(Work(2, 20, 30, 200), layout, device="cpu")
+    wide = choose(Work(2, 20, 30, 200), layout, device="cpu", dtype="float32")
     assert wide.width == 64
 
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from cqd_hub.genome.layout import Layout
 
-# What a pass costs beside its tokens (weights read, kernels started), in tokens; measured on CPUs
-# (`benchmarks/engine.py`), on an H200 estimated for 8B in bfloat16.
-_PASS = {"cpu": 66.0, "cuda": 120.0}
+# What a pass costs beside its tokens (weights read, kernels started), in tokens; measured on a CPU
+# (`benchmarks/engine.py`), for a GPU estimated from an H200's speeds and 8B in bfloat16.
+_PASS = {("cpu", "float32"): 22.0, ("cpu", "bfloat16"): 60.0}
+_PASS_ON_GPU = 120.0
 _WRITING = 3.0  # passes that writing an individual into the model takes
 _SMALL = 1.3  # what many small products cost over few large ones
 _MARGIN = 1.2  # by which a population must be faster: its scores are not the canonical ones
@@ -45,7 +46,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(work: Work, layout: Layout, *, device: str, cores: bool = False) -> Choice:
+def choose(work: Work, layout: Layout, *, device: str, dtype: str, cores: bool = False) -> Choice:
     """The faster engine.
 
     Both read every prompt; one after the other pays for every pass of every individual, a
@@ -55,9 +56,10 @@ def choose(work: Work, layout: Layout, *, device: str, cores: bool = False) -> C
         work: Of one individual.
         layout: Of the basis.
         device: Its type.
+        dtype: Of the model.
         cores: Whether individuals have cores (SVD mutation of the child's task vector).
     """
-    fixed = _PASS.get(device, _PASS["cuda"])
+    fixed = _PASS.get((device, dtype), _PASS_ON_GPU)
     rows = max(work.rows, 1)
     width = max(2, min(work.children, -(-_ROWS.get(device, _ROWS["cuda"]) // rows)))
     extra = 1 + overhead(layout, cores=cores)
