@@ -3,8 +3,10 @@
     python benchmarks/speculation.py --children 24 --samples 120
 
 Children of the shipped experts by the paper's operators, two generations deep. Every child answers
-the same samples greedily, plainly and with its parents' stored answers as drafts; the two runs are
-interleaved, their answers compared token for token. Sequential engine, fp32.
+the same samples greedily, plainly and with its parents' stored answers as drafts; the runs are
+interleaved, their answers compared token for token. `limit` is what drafts without an error (the
+child's own answers) would give: every token still goes through the model once, as in a prefill.
+Sequential engine, fp32.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def main() -> None:
         requests += [sample.requests[0][0] for sample in taken]
     print(
         f"{'operator':>10}{'step':>6}{'same':>7}{'tokens':>8}{'one':>7}{'both':>7}"
-        f"{'accepted':>10}{'CPU plain':>11}{'CPU both':>10}{'faster':>8}"
+        f"{'accepted':>10}{'CPU plain':>11}{'CPU both':>10}{'faster':>8}{'limit':>7}"
     )
     for operator in OPERATORS:
         for step in arguments.steps if operator != "crossover" else [0.0]:
@@ -81,7 +83,7 @@ def report(
     pool = [Genome.of_expert(basis.hash, basis.layout, n) for n in range(3)]
     said = [answer(engine, genome, requests)[0] for genome in pool]
     same = passes = one = both = tokens = proposed = accepted = 0
-    spent = [0.0, 0.0]
+    spent = [0.0, 0.0, 0.0]
     for number in range(children):
         rng = generator(0, number, "benchmark")
         mother, father = rng.choice(len(pool), 2, replace=False)
@@ -98,7 +100,10 @@ def report(
         before = replace(engine.counts)
         drafted, seconds = answer(engine, child, double)
         spent[1] += seconds
-        assert alone == plain == drafted  # token for token
+        known = [replace(r, drafts=(a.tokens,)) for r, a in zip(requests, plain, strict=True)]
+        certain, seconds = answer(engine, child, known)
+        spent[2] += seconds
+        assert alone == plain == drafted == certain  # token for token
         proposed += engine.counts.proposed - before.proposed
         accepted += engine.counts.accepted - before.accepted
         same += sum(reply.tokens in pair for reply, pair in zip(plain, drafts, strict=True))
@@ -112,7 +117,7 @@ def report(
     print(
         f"{operator:>10}{step:>6}{same / count:>7.0%}{passes / count:>8.1f}{one / count:>7.2f}"
         f"{both / count:>7.2f}{accepted / max(proposed, 1):>10.0%}{spent[0] / children:>11.3f}"
-        f"{spent[1] / children:>10.3f}{spent[0] / spent[1]:>8.2f}",
+        f"{spent[1] / children:>10.3f}{spent[0] / spent[1]:>8.2f}{spent[0] / spent[2]:>7.2f}",
         flush=True,
     )
 
