@@ -7,7 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from cqd_hub.genome.host import free_host_memory
+
 Weights = Literal["device", "host"]
+_SPARED = 4 << 30  # bytes of the host's memory that are left to others
 _ALIGNED = 512  # bytes, as CUDA's allocator does: which kernel multiplies depends on it
 
 
@@ -107,7 +110,7 @@ class Streamed(Held):
     def keep(self, key: Key, tensor: torch.Tensor) -> None:
         """See `Held.keep`; in the order of its rows, which are copied in one piece."""
         tensor = tensor.to(self.at).contiguous()
-        if self._pins:
+        if self._pins and tensor.nbytes + _SPARED <= free_host_memory():
             try:
                 tensor = tensor.pin_memory()
             except RuntimeError:  # no more may be locked: the rest is copied as it lies

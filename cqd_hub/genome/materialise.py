@@ -5,7 +5,7 @@ Always from the pristine base, never incrementally, so that nothing accumulates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,16 @@ _BLOCK = 1 << 20  # elements worked on at a time on a CPU: 4 MB of fp32 stay in 
 _BLOCK_OF_OTHERS = 1 << 25  # on other devices, and of what is on its way to them
 _ROWS_OF_OTHERS = 256  # of which the rows are a multiple, so that all blocks are aligned alike
 _SPLITS = 4  # genomes whose split coefficients are kept: a merge goes from parent to parent by slot
+
+
+def rows_at_a_time(shape: Sequence[int], device: str) -> int:
+    """How many rows of a slot are worked on together on a kind of device."""
+    if len(shape) == 1:
+        return shape[0]
+    if device == "cpu":
+        return max(1, _BLOCK // shape[1])
+    aligned = _BLOCK_OF_OTHERS // shape[1] // _ROWS_OF_OTHERS * _ROWS_OF_OTHERS
+    return min(shape[0], max(_ROWS_OF_OTHERS, aligned))
 
 
 def normal(seed: int, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -342,14 +352,8 @@ class Materialiser:
         return self.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
     def _blocks(self, shape: torch.Size) -> Iterator[slice]:
-        rows = step = shape[0]
-        if len(shape) > 1:
-            if self.device.type == "cpu":
-                step = max(1, _BLOCK // shape[1])
-            else:
-                aligned = _BLOCK_OF_OTHERS // shape[1] // _ROWS_OF_OTHERS * _ROWS_OF_OTHERS
-                step = max(_ROWS_OF_OTHERS, aligned)
-        for start in range(0, rows, step):
+        step = rows_at_a_time(shape, self.device.type)
+        for start in range(0, shape[0], step):
             yield slice(start, start + step)
 
     def _buffer(self, like: torch.Tensor) -> torch.Tensor:

@@ -248,6 +248,12 @@ class Evaluation(Strict):
         default="auto",
         description="how children are evaluated: one after the other, or side by side in one batch",
     )
+    weights: Literal["auto", "device", "host"] = Field(
+        default="auto",
+        description="where base and experts are kept that children are made of: on the device, or "
+        "in the host's memory, from where they are copied for every child. May change when a run "
+        "is resumed",
+    )
     batch_tokens: Annotated[int, Field(ge=256)] = Field(
         default=65536, description="rows × length of one batch, at most"
     )

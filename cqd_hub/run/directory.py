@@ -19,7 +19,12 @@ from cqd_hub.files import write_atomic
 from cqd_hub.recipe import Recipe
 
 # What a resumed run may change: its budget and what does not touch a score.
-_FREE = {"recipe.search.children", "recipe.genome.disk", "recipe.evaluation.sandbox_workers"}
+_FREE = {
+    "recipe.search.children",
+    "recipe.genome.disk",
+    "recipe.evaluation.sandbox_workers",
+    "recipe.evaluation.weights",
+}
 # What a run writes before its first child, beside the manifest.
 _WRITTEN = ("journal.sqlite*", "log.txt", "genomes", "merges", "seeds", "layout.json", "plan.json")
 # Where the order of keys matters: it numbers the archives and the experts.

@@ -15,6 +15,7 @@ from cqd_hub.run.device import find_dtype
 if TYPE_CHECKING:
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
     from cqd_hub.genome import Basis, Layout
+    from cqd_hub.genome.held import Weights
     from cqd_hub.genome.merge.store import MergeStore
 
 # An episode's prompts are not known beforehand.
@@ -26,14 +27,15 @@ _DRAFTED = 0.2  # of its passes, where its parents' answers are drafts
 def open_engine(
     recipe: Recipe,
     basis: Basis,
-    skills: Mapping[str, Skill],
+    choice: Choice,
     *,
     device: str,
     dtype: Any,
     merges: MergeStore | None,
     note: Callable[[str], None],
+    weights: Weights = "device",
 ) -> SequentialEngine:
-    """The engine that ``evaluation.engine`` names, or the faster one.
+    """The engine that was chosen, or the sequential one where the model's modules are in its way.
 
     Raises:
         UserError: The recipe names one that cannot evaluate its individuals.
@@ -42,8 +44,8 @@ def open_engine(
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
 
     tokens = recipe.evaluation.batch_tokens
-    asked = work_of(skills, recipe.search.children_per_step)
-    choice = choose_engine(recipe, basis.layout, asked, device)
+    if weights == "host" and device != "cpu":
+        note("base and experts stay in the host's memory and are copied for every child")
     if choice.kind == "population":
         try:
             engine = PopulationEngine(
@@ -52,6 +54,7 @@ def open_engine(
                 dtype=dtype,
                 batch_tokens=tokens,
                 merges=merges,
+                weights=weights,
                 width=choice.width,
             )
         except UserError as error:
@@ -61,7 +64,9 @@ def open_engine(
         else:
             note(f"{choice.width} individuals side by side: {choice.reason}")
             return engine
-    return SequentialEngine(basis, device=device, dtype=dtype, batch_tokens=tokens, merges=merges)
+    return SequentialEngine(
+        basis, device=device, dtype=dtype, batch_tokens=tokens, merges=merges, weights=weights
+    )
 
 
 def choose_engine(recipe: Recipe, layout: Layout, work: Work, device: str) -> Choice:

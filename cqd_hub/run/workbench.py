@@ -127,16 +127,17 @@ async def open_workbench(
         with models.speaking(note) as told:
             basis = factor(recipe, base, experts, told)
         check_basis(basis, expected, folder)
-        check_fit(recipe, basis, skills, device=device, dtype=dtype)
+        fit = check_fit(recipe, basis, skills, device=device, dtype=dtype)
         merges = open_merges(run, recipe) if run is not None else None
         engine = open_engine(
             recipe,
             basis,
-            skills,
+            fit.engine,
             device=device,
             dtype=dtype,
             merges=merges,
             note=note,
+            weights=fit.weights,
         )
         for skill in skills.values():
             skill.check(engine)

@@ -197,6 +197,7 @@ def test_the_budget_may_grow_and_the_folder_move(tmp_path: Path) -> None:
     change = {
         "recipe/search/children": 50,
         "recipe/evaluation/sandbox_workers": 8,
+        "recipe/evaluation/weights": "host",
         "recipe/genome/disk": "5GB",
         "folder": "/elsewhere",
         "created": "2027-01-01",

@@ -15,7 +15,7 @@ from cqd_hub.evaluation.engine.population import PopulationEngine
 from cqd_hub.evaluation.engine.sequential import SequentialEngine
 from cqd_hub.genome import Basis, build_basis, open_models
 from cqd_hub.recipe import Recipe
-from cqd_hub.run.engines import open_engine, work_of
+from cqd_hub.run.engines import choose_engine, open_engine, work_of
 from tests.conftest import Models
 
 
@@ -88,10 +88,12 @@ def test_a_recipe_gets_the_faster_engine_or_the_named_one(
 ) -> None:
     basis = build_basis(*open_models(models.base, [models.lora]))
     notes: list[str] = []
+    asked = recipe(**more)
+    work = work_of(skills(2), asked.search.children_per_step)
     engine = open_engine(
-        recipe(**more),
+        asked,
         basis,
-        skills(2),
+        choose_engine(asked, basis.layout, work, "cpu"),
         device="cpu",
         dtype=torch.float32,
         merges=None,
@@ -106,12 +108,4 @@ def test_an_engine_that_cannot_is_refused_by_name(models: Models) -> None:
     basis = build_basis(*open_models(models.base, [models.lora]))
     wrong = recipe(evaluation={"engine": "population"}, variation={"mutation": "gaussian"})
     with pytest.raises(UserError, match="Gaussian noise is no sum"):
-        open_engine(
-            wrong,
-            basis,
-            skills(2),
-            device="cpu",
-            dtype=torch.float32,
-            merges=None,
-            note=print,
-        )
+        choose_engine(wrong, basis.layout, work_of(skills(2), 4), "cpu")

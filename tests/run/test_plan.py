@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from cqd_hub.errors import UserError
-from cqd_hub.evaluation.engine.memory import Load, Shape, on_device
+from cqd_hub.evaluation.engine.memory import Load, Shape, on_device, on_host
 from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, mutate_expert, open_models
+from cqd_hub.genome.held import Streamed, Weights
 from cqd_hub.randomness import generator
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.plan import Took, _room, is_planned, make_plan
 from cqd_hub.run.plan._calibrate import calibrate
-from cqd_hub.run.plan._room import refuse_misfit
+from cqd_hub.run.plan._room import place_weights, refuse_misfit
 from cqd_hub.run.plan._survey import survey, survey_basis
 from tests.conftest import Models
 from tests.hub.server import HubServer
@@ -110,10 +111,45 @@ class TestSizes:
         shape = survey_basis(basis).shape
         load = Load(rows=1, length=8, batch_tokens=8)
         kept = on_device(shape, load, engine="sequential", device="cpu", dtype=torch.float32)
-        assert kept["pristine base"] == size(maker._base.values())
-        assert kept["factors"] == sum(size(product) for product in maker._stacks.values())
-        assert kept["whole experts"] == size(maker._experts.values())
-        assert kept["model"] == 4 * sum(t.numel() for t in maker._base.values())
+        held = dict[str, list[torch.Tensor]]()
+        for key, tensor in maker._held._kept.items():
+            held.setdefault(key.kind, []).append(tensor)
+        assert kept["pristine base"] == size(held["base"])
+        assert kept["factors"] == size(held["left"]) + size(held["right"])
+        assert kept["whole experts"] == size(held["expert"])
+        assert kept["model"] == 4 * sum(t.numel() for t in held["base"])
+
+    @pytest.mark.parametrize("rank", ["full", 4])
+    def test_counts_what_is_on_its_way(
+        self, models: Models, rank: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Against the buffers of a materialiser that has streamed a child; blocks as on a GPU."""
+        basis = build_basis(*open_models(models.base, [*models.full[:2], models.lora]), rank=rank)
+        for name, value in {"_BLOCK": 640, "_BLOCK_OF_OTHERS": 640, "_ROWS_OF_OTHERS": 1}.items():
+            monkeypatch.setattr(f"cqd_hub.genome.materialise.{name}", value)
+        monkeypatch.setattr(
+            "cqd_hub.genome.materialise.held", lambda device, weights: Streamed(device)
+        )
+        monkeypatch.setattr(Materialiser, "_multiplies_bfloat16", True)  # as a GPU does
+        maker = Materialiser(basis, weights="host")
+        child = mutate_expert(
+            Genome.of_expert(basis.hash, basis.layout, 0),
+            generator(0, 0, "mutation"),
+            basis=basis,
+            expert=1,
+            w_max=0.3,
+        )
+        shape, load = survey_basis(basis).shape, Load(rows=1, length=8, batch_tokens=8)
+        for dtype in (torch.bfloat16, torch.float32):
+            maker.state(child, dtype=dtype)
+            kept = on_device(
+                shape, load, engine="sequential", device="cuda", dtype=dtype, weights="host"
+            )
+            assert not {"pristine base", "factors", "whole experts"} & kept.keys()
+            assert isinstance(maker._held, Streamed)
+            assert 0 < maker._held.buffers <= kept["slots on their way"] + 32 * 512  # rounded up
+        held = [t for key, t in maker._held._kept.items() if key.of != torch.bfloat16]
+        assert size(held) <= on_host(shape, load, device="cuda", dtype=torch.float32)
 
     def test_a_cache_of_keys_and_values(self, basis: Basis) -> None:
         shape = survey_basis(basis).shape
@@ -150,7 +186,7 @@ class TestLarge:
             shape = found.shape
         load = Load(rows=64, length=1024, batch_tokens=65536)
 
-        def refused(free: int, shape: Shape = shape) -> UserError:
+        def refused(free: int, shape: Shape = shape, weights: Weights = "device") -> UserError:
             with pytest.raises(UserError) as error:
                 refuse_misfit(
                     shape,
@@ -158,6 +194,7 @@ class TestLarge:
                     engine="sequential",
                     device="cuda",
                     dtype=torch.bfloat16,
+                    weights=weights,
                     free=free,
                 )
             return error.value
@@ -165,15 +202,19 @@ class TestLarge:
         error = refused(80 * GB)
         assert "model 16.06 GB + pristine base 16.06 GB" in error.what
         assert error.what.endswith("80.00 GB are free")
-        assert error.remedy == "set genome.rank: 256 and genome.tail: drop"
+        assert error.remedy == "set evaluation.weights: auto"
+        where = {"load": load, "engine": "sequential", "device": "cuda", "dtype": torch.bfloat16}
         cut = shape.at_rank(256)
-        refuse_misfit(
-            cut, load, engine="sequential", device="cuda", dtype=torch.bfloat16, free=80 * GB
-        )
+        for free, of, weights in ((80, shape, "host"), (80, cut, "device"), (24, shape, "host")):
+            assert place_weights(of, wanted="auto", free=free * GB, **where) == weights
+            refuse_misfit(of, weights=weights, free=free * GB, **where)
         monkeypatch.setattr(_room, "free_host_memory", lambda: 10 * GB)
-        assert "rank 16 in bfloat16 takes 35." in refused(24 * GB, cut).remedy
+        error = refused(16 * GB, weights="host")
+        assert "model 16.06 GB + slots on their way" in error.what
+        assert error.what.endswith("16.00 GB are free")
+        assert "rank 16 in bfloat16 takes 17." in error.remedy
         monkeypatch.setattr(_room, "free_host_memory", lambda: 64 * GB)
-        assert "set evaluation.device: cpu" in refused(24 * GB, cut).remedy
+        assert "set evaluation.device: cpu" in refused(16 * GB, cut, "host").remedy
 
     def test_the_command_refuses_in_one_line(self, large: tuple[Path, list[Path]]) -> None:
         """On whatever this machine is: ten such models hold it full."""

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from cqd_hub.genome.layout import Layout
+from cqd_hub.genome.held import Weights
+from cqd_hub.genome.layout import Layout, Slot
+from cqd_hub.genome.materialise import rows_at_a_time
 
 _LOGITS = 1 << 27  # elements of one pass, at most (see `_slots`)
 _CHUNK = {"cpu": 4096, "cuda": 32768}  # tokens of one prefill
@@ -98,27 +100,35 @@ class Load:
 
 
 def on_device(
-    shape: Shape, load: Load, *, engine: str, device: str, dtype: torch.dtype
+    shape: Shape,
+    load: Load,
+    *,
+    engine: str,
+    device: str,
+    dtype: torch.dtype,
+    weights: Weights = "device",
 ) -> Mapping[str, int]:
     """What → bytes on the device (for a CPU, in the process) while children are evaluated.
 
     An upper bound for weights and factors, an estimate for the rest. Files of base and experts
     that stay mapped on a CPU are counted: what the system cannot keep of them it reads again.
+    Weights in the host's memory (see `Materialiser`) leave the slots that are on their way; what a
+    population multiplies with must be on the device in any case.
     """
     layout, kind, size = shape.layout, device.partition(":")[0], dtype.itemsize
-    half = dtype == torch.bfloat16 and (
-        kind != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
-    population = engine == "population"
+    half = _in_half(kind, dtype)
+    population, streams = engine == "population", weights == "host" and kind != "cpu"
     factor = size if population else (2 if half else 4)
-    kept = {
-        "model": shape.parameters * size,
-        "pristine base": sum(shape.stored),
-        "factors": shape.factor_numbers() * factor,
-        "whole experts": _whole(shape, half, only_tails=population),
-    }
-    if load.cores:
-        kept["frames of cores"] = _frames(layout) * factor
+    kept = {"model": shape.parameters * size}
+    if not streams:
+        kept["pristine base"] = sum(shape.stored)
+    if population or not streams:
+        kept["factors"] = shape.factor_numbers() * factor
+        kept["whole experts"] = _whole(shape, half, only_tails=population)
+        if load.cores:
+            kept["frames of cores"] = _frames(layout) * factor
+    if streams:
+        kept["slots on their way"] = _on_their_way(shape, kind, 2 if half else 4)
     if population:
         kept["individuals' tables"] = 2 * load.width * layout.size * size
     rows = load.rows * (load.width if population else 1)
@@ -131,9 +141,41 @@ def on_device(
     logits = min(_LOGITS, slots * config.vocab_size)
     kept["passes"] = chunk * (6 * config.hidden_size + 3 * inner) * size + 2 * logits * size
     if kind != "cpu":
-        largest = max(math.prod(slot.shape) for slot in layout.slots)
-        kept["scratch"] = 4 * largest + _CONTEXT
+        block = max(_rows(slot, kind) * math.prod(slot.shape[1:]) for slot in layout.slots)
+        kept["scratch"] = (16 if streams else 4) * block + _CONTEXT
     return {what: bytes_ for what, bytes_ in kept.items() if bytes_}
+
+
+def on_host(shape: Shape, load: Load, *, device: str, dtype: torch.dtype) -> int:
+    """Bytes of weights that are kept in the host's memory for a device without room for them."""
+    half = _in_half(device.partition(":")[0], dtype)
+    numbers = shape.factor_numbers() + (_frames(shape.layout) if load.cores else 0)
+    whole = _whole(shape, half=False, only_tails=False)
+    return sum(shape.stored) + whole + numbers * (2 if half else 4)
+
+
+def _in_half(kind: str, dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and (
+        kind != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def _rows(slot: Slot, kind: str) -> int:
+    return rows_at_a_time(slot.shape, kind)
+
+
+def _on_their_way(shape: Shape, kind: str, factor: int) -> int:
+    """Room for two blocks of rows of base, experts and left factors, and for two right factors."""
+    sliced, whole = [0], [0]
+    layout = shape.layout
+    for slot, stored, denses, ranks in zip(
+        layout.slots, shape.stored, shape.dense, layout.ranks, strict=True
+    ):
+        rows, columns = _rows(slot, kind), math.prod(slot.shape[1:])
+        tensors = 1 + sum(denses)
+        sliced.append(stored * rows // slot.shape[0] * tensors + rows * sum(ranks) * factor)
+        whole.append(columns * sum(ranks) * factor)
+    return 2 * (max(sliced) + max(whole))
 
 
 def _whole(shape: Shape, half: bool, *, only_tails: bool) -> int:

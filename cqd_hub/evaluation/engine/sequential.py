@@ -12,6 +12,7 @@ from cqd_hub.evaluation.engine._queue import Job, QueuedEngine, fail
 from cqd_hub.evaluation.engine._slots import SlotLoop
 from cqd_hub.evaluation.engine.loading import end_tokens, load_model, load_tokenizer, slots_in
 from cqd_hub.genome import Basis, Materialiser
+from cqd_hub.genome.held import Weights
 
 if TYPE_CHECKING:
     from cqd_hub.genome.merge.store import MergeStore
@@ -29,6 +30,7 @@ class SequentialEngine(QueuedEngine):
         dtype: Of the resident model.
         batch_tokens: Rows × (prompt + answer) of a batch, at most.
         merges: Where the merges are that genomes weigh.
+        weights: Where those are kept that individuals are made of, see `Materialiser`.
 
     Attributes:
         width: How many individuals a run should have under way: one is generated for while another
@@ -45,6 +47,7 @@ class SequentialEngine(QueuedEngine):
         dtype: torch.dtype,
         batch_tokens: int = 65536,
         merges: MergeStore | None = None,
+        weights: Weights = "device",
     ) -> None:
         folder = basis.base.checkpoint.path
         model = load_model(folder, device=device, dtype=dtype)
@@ -54,7 +57,7 @@ class SequentialEngine(QueuedEngine):
         self._model, self._ends = model, end_tokens(model, tokenizer)
         self._batch_tokens = batch_tokens
         self._parameters = slots_in(model, basis.base)
-        self._materialiser = Materialiser(basis, device=device, merges=merges)
+        self._materialiser = Materialiser(basis, device=device, weights=weights, merges=merges)
         self._resident: Candidate | None = None
         super().__init__(
             tokenizer,

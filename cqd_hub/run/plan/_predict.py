@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from cqd_hub.evaluation.engine.choose import Choice, overhead
-from cqd_hub.evaluation.engine.memory import Load, on_device
+from cqd_hub.evaluation.engine.memory import Load, on_device, on_host
+from cqd_hub.genome.held import Weights
+from cqd_hub.genome.host import resident
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.plan._calibrate import Rates
-from cqd_hub.run.plan._room import resident
 from cqd_hub.run.plan._survey import Survey
 from cqd_hub.run.plan._work import AGREE, NEW, NEW_EXPERT, NEW_FINAL, Demand, Work
 from cqd_hub.run.space import core_bytes
@@ -22,6 +23,7 @@ _MEASUREMENT = 290  # bytes of a journal row with a short answer, indices includ
 _REPORT = 2 << 20
 _FINALISTS = 4  # beside the experts and the best elites of the archives, some of which are one
 _CANDIDATES = 18  # equal merge, eight scalings, eight elites, aggregate
+_LINK = 12e9  # bytes a second from pinned memory to a GPU
 _HOST = 900 << 20  # a process with torch, transformers and lm-eval in it
 
 
@@ -100,6 +102,7 @@ def predict(
     *,
     device: str,
     dtype: torch.dtype,
+    weights: Weights = "device",
     workers: int = 1,
 ) -> Plan:
     """Put everything together; see `Plan`.
@@ -109,8 +112,13 @@ def predict(
     step = recipe.search.children_per_step
     children = -(-recipe.search.children // step) * step
     load = load_of(recipe, work, engine.width)
-    memory = on_device(survey.shape, load, engine=engine.kind, device=device, dtype=dtype)
-    cost = _Cost(survey, rates, recipe, device, dtype, engine)
+    memory = on_device(
+        survey.shape, load, engine=engine.kind, device=device, dtype=dtype, weights=weights
+    )
+    streamed = 0
+    if weights == "host" and device != "cpu":
+        streamed = on_host(survey.shape, load, device=device, dtype=dtype)
+    cost = _Cost(survey, rates, recipe, device, dtype, engine, streamed)
     search, validation, test = (work.demand[s] for s in ("optimisation", "validation", "test"))
     child = cost.of(search, agree=AGREE, new=NEW)
     experts = len(recipe.experts)
@@ -132,7 +140,10 @@ def predict(
         assumed.append("passes are reckoned from products and memory: no layers could be measured")
     if recipe.variation.crossover.method != "linear":
         assumed.append("what mergekit takes for each child is not counted")
-    host = max(resident(), _HOST) + (sum(memory.values()) if device == "cpu" else memory["model"])
+    if streamed:
+        assumed.append(f"{_LINK / 1e9:g} GB/s from the host's memory to the device")
+    host = max(resident(), _HOST) + streamed
+    host += sum(memory.values()) if device == "cpu" else memory["model"]
     return Plan(
         device=device,
         dtype=str(dtype).removeprefix("torch."),
@@ -157,9 +168,10 @@ class _Cost:
         device: str,
         dtype: torch.dtype,
         engine: Choice,
+        streamed: int,
     ) -> None:
         self._rates, self._device, self._dtype = rates, device, dtype
-        self._shape, self._engine = survey.shape, engine
+        self._shape, self._engine, self._streamed = survey.shape, engine, streamed
         self._batch = recipe.evaluation.batch_tokens
         mutation = recipe.variation.mutation
         self._cores = mutation.kind == "svd" and mutation.of == "child"
@@ -201,7 +213,8 @@ class _Cost:
             for slot, ranks in zip(shape.layout.slots, shape.layout.ranks, strict=True)
             if slot.is_matrix
         )
-        return moved / rates.bandwidth + work / rates.multiply
+        made = moved / rates.bandwidth + work / rates.multiply
+        return max(made, self._streamed / _LINK)
 
 
 def _disk(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import Literal
 
 import torch
 
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine.memory import Load, Shape, on_device
 from cqd_hub.files import size_text
+from cqd_hub.genome.held import Weights
+from cqd_hub.genome.host import free_host_memory, whole_host_memory
 
 _RANKS = (256, 64, 16)
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
+_LEAST_BATCH = 4  # weights may take room from batches until they are a quarter of the recipe's
 
 
 def free_memory(device: str) -> int:
@@ -24,27 +25,58 @@ def free_memory(device: str) -> int:
     return free_host_memory()
 
 
-def free_host_memory() -> int:
-    """Bytes that this process may still take; what files are cached with counts as free."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        told = {name: value for name, _, value in (line.partition(":") for line in lines)}
-        free = int(told["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError, IndexError):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = int(_CGROUP.read_text()) - resident()
-    except (OSError, ValueError):
-        return free
-    return min(free, max(limit, 0))
+def whole_memory(device: str) -> int:
+    """Bytes that a device has, free or not."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[1])
+    return whole_host_memory()
 
 
-def resident() -> int:
-    """Bytes of memory that this process has now."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
+def place_weights(
+    shape: Shape,
+    load: Load,
+    *,
+    wanted: Literal["auto", "device", "host"],
+    engine: str,
+    device: str,
+    dtype: torch.dtype,
+    free: int,
+) -> Weights:
+    """Where to keep what children are made of: on the device if that leaves room for batches.
+
+    Args:
+        wanted: The recipe's ``evaluation.weights``.
+        free: Bytes on the device.
+    """
+    if wanted != "auto":
+        return wanted
+    part = replace(load, batch_tokens=max(load.length, load.batch_tokens // _LEAST_BATCH))
+    kept = on_device(shape, part, engine=engine, device=device, dtype=dtype)
+    return "device" if device == "cpu" or sum(kept.values()) <= free else "host"
+
+
+def fits(
+    shape: Shape,
+    load: Load,
+    *,
+    engine: str,
+    device: str,
+    dtype: torch.dtype,
+    weights: Weights,
+    free: int,
+) -> bool:
+    """Whether an engine with a batch of one request fits a device; see `refuse_misfit`."""
+    return sum(_least_of(shape, load, engine, device, dtype, weights).values()) <= free
+
+
+def _least_of(
+    shape: Shape, load: Load, engine: str, device: str, dtype: torch.dtype, weights: Weights
+) -> dict[str, int]:
+    alone = replace(load, rows=1, width=1, batch_tokens=load.length)
+    kept = dict(on_device(shape, alone, engine=engine, device=device, dtype=dtype, weights=weights))
+    for mapped in ("pristine base", "whole experts") if device == "cpu" else ():
+        kept.pop(mapped, None)
+    return kept
 
 
 def refuse_misfit(
@@ -54,6 +86,7 @@ def refuse_misfit(
     engine: str,
     device: str,
     dtype: torch.dtype,
+    weights: Weights = "device",
     free: int | None = None,
 ) -> None:
     """Raise a `UserError` with the arithmetic if an engine does not fit its device.
@@ -65,13 +98,11 @@ def refuse_misfit(
         free: Bytes; what `free_memory` says unless given.
     """
     free = free_memory(device) if free is None else free
-    alone = replace(load, rows=1, width=1, batch_tokens=load.length)
 
-    def needs(shape: Shape, dtype: torch.dtype, place: str = device) -> dict[str, int]:
-        kept = dict(on_device(shape, alone, engine=engine, device=place, dtype=dtype))
-        for mapped in ("pristine base", "whole experts") if place == "cpu" else ():
-            kept.pop(mapped, None)
-        return kept
+    def needs(
+        shape: Shape, dtype: torch.dtype, place: str = device, weights: Weights = weights
+    ) -> dict[str, int]:
+        return _least_of(shape, load, engine, place, dtype, weights)
 
     needed = needs(shape, dtype)
     if sum(needed.values()) <= free:
@@ -92,6 +123,8 @@ def _remedy(
     needs: Callable[..., dict[str, int]],
 ) -> str:
     """The least change that fits."""
+    if device != "cpu" and sum(needs(shape, dtype, weights="host").values()) <= free:
+        return "set evaluation.weights: auto"
     smaller = [dtype] if dtype.itemsize == 2 else [dtype, torch.bfloat16]
     tries = [
         (

@@ -16,6 +16,7 @@ from cqd_hub.evaluation.engine.population._people import expressible
 from cqd_hub.evaluation.engine.population._wrap import unsupported, wrap
 from cqd_hub.evaluation.engine.sequential import SequentialEngine
 from cqd_hub.genome import Basis, Genome
+from cqd_hub.genome.held import Weights
 
 if TYPE_CHECKING:
     from cqd_hub.genome.merge.store import MergeStore
@@ -45,10 +46,16 @@ class PopulationEngine(SequentialEngine):
         dtype: torch.dtype,
         batch_tokens: int = 65536,
         merges: MergeStore | None = None,
+        weights: Weights = "device",
         width: int = 32,
     ) -> None:
         super().__init__(
-            basis, device=device, dtype=dtype, batch_tokens=batch_tokens, merges=merges
+            basis,
+            device=device,
+            dtype=dtype,
+            batch_tokens=batch_tokens,
+            merges=merges,
+            weights=weights,
         )
         if reason := unsupported(self._model, basis):
             raise UserError(
