@@ -20,10 +20,11 @@ from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, mutate_expe
 from cqd_hub.genome.held import Streamed, Weights
 from cqd_hub.randomness import generator
 from cqd_hub.recipe import Recipe
-from cqd_hub.run.plan import Took, _room, is_planned, make_plan
+from cqd_hub.run.plan import Took, _choose, _room, is_planned, make_plan
 from cqd_hub.run.plan._calibrate import calibrate
 from cqd_hub.run.plan._room import place_weights, refuse_misfit
 from cqd_hub.run.plan._survey import survey, survey_basis
+from cqd_hub.run.plan._work import load_work
 from tests.conftest import Models
 from tests.hub.server import HubServer
 
@@ -215,6 +216,28 @@ class TestLarge:
         assert "rank 16 in bfloat16 takes 17." in error.remedy
         monkeypatch.setattr(_room, "free_host_memory", lambda: 64 * GB)
         assert "set evaluation.device: cpu" in refused(16 * GB, cut, "host").remedy
+
+    def test_children_go_one_after_the_other_where_shared_factors_are_too_much(
+        self, large: tuple[Path, list[Path]]
+    ) -> None:
+        base, experts = large
+        genome = {"rank": 256, "tail": "drop"}
+        search = {"children_per_step": 32}
+        asked = recipe(base, {"one": experts[0], "two": experts[1]}, genome=genome, search=search)
+        with survey(asked, Path()) as found:
+            work, rows = load_work(asked, Path(), found.tokenizer, lambda line: None)
+        for free, kind, weights in (
+            (80, "population", "device"),
+            (30, "population", "host"),
+            (20, "sequential", "host"),
+        ):
+            fit = _choose(asked, found, work, rows, "cuda", torch.bfloat16, free=free * GB)
+            assert (fit.engine.kind, fit.weights) == (kind, weights)
+        named = asked.model_copy(
+            update={"evaluation": asked.evaluation.model_copy(update={"weights": "device"})}
+        )
+        fit = _choose(named, found, work, rows, "cuda", torch.bfloat16, free=20 * GB)
+        assert fit.weights == "device"
 
     def test_the_command_refuses_in_one_line(self, large: tuple[Path, list[Path]]) -> None:
         """On whatever this machine is: ten such models hold it full."""
