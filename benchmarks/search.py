@@ -23,28 +23,30 @@ SIZES = (100, 1_000, 10_000)
 TURNS = 100
 
 
-def grids(size: int) -> list[Archive]:
+def grids(size: int, skills: int) -> list[Archive]:
     # Three times as many cells as elites, so that turns fill, improve and miss.
-    bins = int(np.ceil((3 * size) ** (1 / (SKILLS - 1))))
-    bounds = np.tile([0.0, 1.0], (SKILLS, 1))
-    return [GridArchive(skill=skill, bounds=bounds, bins=bins) for skill in range(SKILLS)]
+    bins = int(np.ceil((3 * size) ** (1 / (skills - 1))))
+    bounds = np.tile([0.0, 1.0], (skills, 1))
+    return [GridArchive(skill=skill, bounds=bounds, bins=bins) for skill in range(skills)]
 
 
-def novelties(size: int) -> list[Archive]:
-    return [NoveltyArchive(skill=skill, capacity=size) for skill in range(SKILLS)]
+def novelties(size: int, skills: int) -> list[Archive]:
+    return [NoveltyArchive(skill=skill, capacity=size) for skill in range(skills)]
 
 
-def turns(make: Callable[[int], list[Archive]], size: int) -> dict[str, float]:
+def turns(
+    make: Callable[[int, int], list[Archive]], size: int, skills: int = SKILLS
+) -> dict[str, float]:
     rng = np.random.default_rng(0)
-    cycle = Cycle(archives=make(size), sampling=EliteSampling(), seed=0)
+    cycle = Cycle(archives=make(size, skills), sampling=EliteSampling(), seed=0)
     individual = 0
     while min(len(archive) for archive in cycle.archives) < size:
-        cycle.tell(individual, rng.random(SKILLS))
+        cycle.tell(individual, rng.random(skills))
         individual += 1
     numbers = rng.random(100_000)
     seconds: dict[str, list[float]] = {"unit": [], "ask": [], "tell": []}
     for turn in range(TURNS):
-        scores = rng.random(SKILLS)
+        scores = rng.random(skills)
         start = time.perf_counter()
         np.sort(numbers)
         sorted_at = time.perf_counter()
