@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ async def evolve(
             took = Took(out, plan, here=choice.kind == "local")
             journal = Journal(out, create=True)
             try:
-                with _stop_on_interrupt(told) as stop:
+                with closing(took), _stop_on_interrupt(told) as stop:
                     await _Run(lineup, staff, journal, out, told, stop, lineages, took).go()
             except UserError:
                 if not journal.told():  # a mistake shown by the very first evaluations
@@ -111,7 +111,6 @@ async def evolve(
                 raise
             finally:
                 journal.close()
-                took.close()
 
 
 class _Run:

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from cqd_hub.genome import Genome, Materialiser
 from cqd_hub.run.directory import read_manifest, read_recipe
 from cqd_hub.run.journal import Journal, Role
+from cqd_hub.run.lineup import open_basis
 from cqd_hub.run.merges import kept_merges
-from cqd_hub.run.workbench import open_basis
 from tests.cli.conftest import Cli
 from tests.cli.test_evolve import command, content, evaluated, wait_for
 

@@ -116,7 +116,7 @@ def search(
         cycle = make_cycle(recipe, expert_scores(journal))
         for _ in replay(cycle, recipe, journal):
             pass
-        lineup = Lineup(recipe, cast(Any, None), basis, None)
+        lineup = Lineup(recipe, cast(Any, None), basis, {}, None)
         await Children(
             lineup,
             executor,
