@@ -40,7 +40,7 @@ from cqd_hub.evaluation.judging import Verdicts
 from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.evaluation.skill import Judged
 from cqd_hub.run.archives import make_cycle, vector
-from cqd_hub.run.engines import open_engine
+from cqd_hub.run.engines import choose_engine, open_engine, work_of
 from cqd_hub.run.journal import Individual, Journal, Role
 from cqd_hub.run.workbench import Workbench, open_workbench
 from cqd_hub.search import skill_experts
@@ -62,19 +62,17 @@ class Arm:
     seconds: dict[str, float] = field(default_factory=dict)
 
     async def open(self, bench: Workbench, journal: Journal, stack: AsyncExitStack) -> None:
-        notes: list[str] = []
+        settings = bench.recipe.evaluation.model_copy(update={"engine": self.kind})
+        recipe = bench.recipe.model_copy(update={"evaluation": settings})
+        work = work_of(bench.skills, recipe.search.children_per_step)
         self._engine: Any = open_engine(
-            bench.recipe.model_copy(
-                update={
-                    "evaluation": bench.recipe.evaluation.model_copy(update={"engine": self.kind})
-                }
-            ),
+            recipe,
             bench.basis,
-            bench.skills,
+            choose_engine(recipe, bench.basis.layout, work, "cpu"),
             device="cpu",
             dtype=torch.float32,
             merges=None,
-            note=notes.append,
+            note=lambda line: None,
         )
         if self.static:
             self._engine._loop._longest = 0  # no row fits a slot: static batches
@@ -112,10 +110,9 @@ class Arm:
 
 async def main(children: int, samples: int, b: int) -> None:
     recipe, folder = quickstart(samples, b)
-    notes: list[str] = []
     async with AsyncExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="evolution-")))
-        bench = await stack.enter_async_context(open_workbench(recipe, folder, note=notes.append))
+        bench = await stack.enter_async_context(open_workbench(recipe, folder))
         journal = Journal(scratch, create=True)
         stack.callback(journal.close)
         chosen = "population" if "population" in bench.engine.path else "sequential"
