@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine._interface import Candidate, Generate, Reply, Request
 from cqd_hub.evaluation.engine._rows import Counts, length_of
-from cqd_hub.evaluation.engine._slots import SlotLoop
 
 _Result = TypeVar("_Result")
 _Engine = TypeVar("_Engine", bound="QueuedEngine")
@@ -27,6 +26,23 @@ class Job(NamedTuple):
     future: asyncio.Future[Reply]
 
 
+class Loop(Protocol):
+    """What answers jobs; see `SlotLoop`."""
+
+    counts: Counts
+    pause: bool
+
+    def __len__(self) -> int: ...
+
+    def add(self, ticket: Job, request: Request, owner: Hashable = None) -> None: ...
+
+    def drop(self, gone: Callable[[Job], bool]) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def advance(self) -> list[tuple[Job, Reply | Exception]]: ...
+
+
 class QueuedEngine(ABC):
     """Queue, thread and bookkeeping; a subclass says which jobs its loop takes in.
 
@@ -38,7 +54,7 @@ class QueuedEngine(ABC):
         ids: How many token ids it has.
     """
 
-    _loop: SlotLoop[Job]
+    _loop: Loop
 
     def __init__(
         self,
@@ -111,7 +127,7 @@ class QueuedEngine(ABC):
                 f"prompt and answer take {length} tokens, the model holds {self._context}",
                 remedy="shorten the task's prompts, num_fewshot or answers",
             )
-        if (largest := max(_ids(request))) >= self._ids:
+        if (largest := max(tokens_in(request))) >= self._ids:
             return UserError(
                 f"the tokenizer gives token {largest}, the model has {self._ids}",
                 where=str(self._folder),
@@ -186,7 +202,8 @@ def fail(jobs: list[Job], error: Exception) -> None:
             job.future.set_exception(error)
 
 
-def _ids(request: Request) -> tuple[int, ...]:
+def tokens_in(request: Request) -> tuple[int, ...]:
+    """The token ids that a request gives the model."""
     if isinstance(request, Generate):
         return request.prompt
     return request.prompt + request.continuation

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from cqd_hub.errors import UserError
+from cqd_hub.evaluation.engine._canonical import Canonical
 from cqd_hub.evaluation.engine._interface import Candidate, Reply, Request
 from cqd_hub.evaluation.engine._queue import Job, fail
 from cqd_hub.evaluation.engine._slots import SlotLoop
@@ -80,7 +82,7 @@ class PopulationEngine(SequentialEngine):
     @property
     def canonical(self) -> Canonical:
         """The same model, one individual after the other."""
-        return Canonical(self, self._sequential_path)
+        return Canonical(self, partial(self.submit, alone=True), self._sequential_path)
 
     def submit(
         self, candidate: Candidate, request: Request, *, alone: bool = False
@@ -135,28 +137,3 @@ class PopulationEngine(SequentialEngine):
 
     def _path_of(self, job: Job) -> str:
         return self._sequential_path if self._mine(job) else ""
-
-
-class Canonical:
-    """An engine that answers on the sequential path of a `PopulationEngine`, while that is open."""
-
-    def __init__(self, engine: PopulationEngine, path: str) -> None:
-        self._engine, self.path = engine, path
-
-    @property
-    def tokenizer(self) -> Any:
-        """The base's tokenizer."""
-        return self._engine.tokenizer
-
-    @property
-    def canonical(self) -> Canonical:
-        """Itself."""
-        return self
-
-    def misfit(self, request: Request) -> UserError | None:
-        """See `Engine.misfit`."""
-        return self._engine.misfit(request)
-
-    def submit(self, candidate: Candidate, request: Request) -> asyncio.Future[Reply]:
-        """See `Engine.submit`."""
-        return self._engine.submit(candidate, request, alone=True)
