@@ -244,9 +244,10 @@ class Evaluation(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="float32 on a CPU, bfloat16 on a GPU"
     )
-    engine: Literal["auto", "sequential", "population"] = Field(
+    engine: Literal["auto", "sequential", "population", "vllm"] = Field(
         default="auto",
-        description="how children are evaluated: one after the other, or side by side in one batch",
+        description="how children are evaluated: one after the other, side by side in one batch, "
+        "or one after the other by vLLM, which auto never chooses",
     )
     weights: Literal["auto", "device", "host"] = Field(
         default="auto",

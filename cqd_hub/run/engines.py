@@ -44,6 +44,12 @@ def open_engine(
     from cqd_hub.evaluation.engine.sequential import SequentialEngine
 
     tokens = recipe.evaluation.batch_tokens
+    kind: type[SequentialEngine] = SequentialEngine
+    if choice.kind == "vllm":
+        from cqd_hub.evaluation.engine.vllm import VllmEngine
+
+        note("starting vLLM")
+        kind = VllmEngine
     if weights == "host" and device != "cpu":
         note("base and experts stay in the host's memory and are copied for every child")
     if choice.kind == "population":
@@ -64,9 +70,21 @@ def open_engine(
         else:
             note(f"{choice.width} individuals side by side: {choice.reason}")
             return engine
-    return SequentialEngine(
+    return kind(
         basis, device=device, dtype=dtype, batch_tokens=tokens, merges=merges, weights=weights
     )
+
+
+def check_engine(recipe: Recipe, device: str) -> None:
+    """Refuse an engine that is not to be had here, before models are.
+
+    Raises:
+        UserError: vLLM is asked for and not installed, of another version, or without a GPU.
+    """
+    if recipe.evaluation.engine == "vllm":
+        from cqd_hub.evaluation.engine.vllm import check_vllm
+
+        check_vllm(device)
 
 
 def choose_engine(recipe: Recipe, layout: Layout, work: Work, device: str) -> Choice:
@@ -86,6 +104,8 @@ def choose_engine(recipe: Recipe, layout: Layout, work: Work, device: str) -> Ch
             where="evaluation.engine",
             remedy="use sequential or auto",
         )
+    if wanted == "vllm":
+        return Choice(wanted, 2, "the recipe asks for it")
     if wanted == "population":
         return choice._replace(kind=wanted, width=max(choice.width, 2))
     if wanted == "sequential" or (choice.kind == "population" and problem):

@@ -20,7 +20,7 @@ from cqd_hub.evaluation.skills import load_skills
 from cqd_hub.recipe import Recipe
 from cqd_hub.recipe.schema import Evaluation
 from cqd_hub.run.device import find_device, find_dtype
-from cqd_hub.run.engines import open_engine
+from cqd_hub.run.engines import check_engine, open_engine
 from cqd_hub.run.lineup import Lineup, check_basis, check_crossover, factor
 from cqd_hub.run.merges import open_merges
 from cqd_hub.run.models import find_models, open_found
@@ -115,6 +115,7 @@ async def open_workbench(
 
     device = find_device(recipe.evaluation.device)
     dtype = find_dtype(recipe.evaluation.dtype, device)
+    check_engine(recipe, device)
     models = find_models(recipe, folder, pins=pins, note=note)
     base, experts = open_found(models, note)
     # What is cheap to refuse is refused before anything is factored.

@@ -36,7 +36,7 @@ class Choice(NamedTuple):
     """An engine, and why.
 
     Args:
-        kind: ``"sequential"`` or ``"population"``.
+        kind: ``"sequential"``, ``"population"``, or ``"vllm"`` where it is asked for.
         width: How many individuals a run should have under way.
         reason: One line.
     """

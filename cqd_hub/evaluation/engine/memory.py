@@ -120,6 +120,8 @@ def on_device(
     population, streams = engine == "population", weights == "host" and kind != "cpu"
     factor = size if population else (2 if half else 4)
     kept = {"model": shape.parameters * size}
+    if engine == "vllm":
+        kept["vLLM's model"] = kept["model"]
     if not streams:
         kept["pristine base"] = sum(shape.stored)
     if population or not streams:

@@ -14,7 +14,7 @@ from cqd_hub.evaluation.engine.choose import Work as Asked
 from cqd_hub.genome.held import Weights
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.device import find_device, find_dtype
-from cqd_hub.run.engines import choose_engine
+from cqd_hub.run.engines import check_engine, choose_engine
 from cqd_hub.run.engines import work_of as asked_of
 from cqd_hub.run.plan._calibrate import calibrate, execution_seconds
 from cqd_hub.run.plan._predict import Plan, load_of, predict
@@ -66,6 +66,7 @@ def make_plan(
     """
     device = find_device(recipe.evaluation.device)
     dtype = find_dtype(recipe.evaluation.dtype, device)
+    check_engine(recipe, device)
     with survey(recipe, folder, note) as models:
         work, asked = load_work(recipe, folder, models.tokenizer, note)
         fit = _fitting(recipe, models, work, asked, device, dtype)
