@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._build import build_image, to_docker
+from ._ids import single_user
 from ._image import Image, find_image, images
 from ._interface import (
     Language,
@@ -30,5 +31,6 @@ __all__ = [
     "find_image",
     "images",
     "open_machines",
+    "single_user",
     "to_docker",
 ]

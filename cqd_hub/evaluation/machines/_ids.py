@@ -42,6 +42,11 @@ def ids_here() -> Granted:
     return Granted(Ids(os.geteuid(), os.getegid(), 1), None)
 
 
+def single_user(kind: str) -> bool:
+    """Whether machines of this kind (auto, bubblewrap, docker) have no user besides root here."""
+    return kind != "docker" and ids_here().ids.count == 1
+
+
 def _first_of_root(kind: str) -> tuple[int, int] | None:
     """First id and length of the range that root takes; never root's own id."""
     for line in Path(f"/proc/self/{kind}_map").read_text().splitlines():

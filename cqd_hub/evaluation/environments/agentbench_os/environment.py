@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.environments.agentbench_os.data import read_samples
 from cqd_hub.evaluation.environments.agentbench_os.dialects import DIALECTS, Name
 from cqd_hub.evaluation.environments.agentbench_os.episode import TASK_ERROR, Playing, Unplayable
+from cqd_hub.evaluation.environments.agentbench_os.faults import needs_users
 from cqd_hub.evaluation.environments.agentbench_os.problem import Problem
 from cqd_hub.evaluation.environments.agentbench_os.prompts import (
     Prompts,
@@ -19,7 +21,13 @@ from cqd_hub.evaluation.environments.agentbench_os.prompts import (
 )
 from cqd_hub.evaluation.environments.agentbench_os.upstream import upstream_prompts
 from cqd_hub.evaluation.episodes import Environment, Episode, Resources, Sample, Verdict
-from cqd_hub.evaluation.machines import MachineLimits, MachineLost, Machines, open_machines
+from cqd_hub.evaluation.machines import (
+    MachineLimits,
+    MachineLost,
+    Machines,
+    open_machines,
+    single_user,
+)
 
 _WHERE = "agentbench_os"
 # A machine waits as long as the model takes to answer: what runs in it is bounded by command.
@@ -76,7 +84,12 @@ class OperatingSystem(Environment):
         self._named: set[str] = set()
 
     def samples(self) -> Mapping[str, Sequence[Sample]]:
-        return self._samples
+        if not single_user(self.options.machines):
+            return self._samples
+        return {
+            split: [replace(one, fault=one.fault or needs_users(one.document)) for one in samples]
+            for split, samples in self._samples.items()
+        }
 
     async def open(self, resources: Resources) -> None:
         self._note = resources.note

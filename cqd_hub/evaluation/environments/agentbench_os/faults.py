@@ -7,7 +7,10 @@ descriptions and order are not). Found by playing the references, see docs/agent
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cqd_hub.evaluation.environments.agentbench_os.dialects import Dialect
 from cqd_hub.evaluation.environments.agentbench_os.problem import Problem
@@ -39,6 +42,10 @@ _IN_TEXT = {
     "b074a83011955f05": _MANY_LINES,  # train 787
     "7bfcf018a7e22afa": _MANY_LINES,  # train 943
 }
+_USERS = re.compile(
+    r"\b(useradd|adduser|usermod|groupadd|passwd|chown|chgrp|su|runuser|setpriv)\s"
+    r"|\bapt(-get)?\s+(-y\s+)?(install|update)\b"
+)
 _IMAGES = ("default", "ubuntu")
 
 
@@ -50,6 +57,13 @@ def fault_of(problem: Problem, dialect: Dialect) -> str:
         return ""
     known = digest(problem.example.code)
     return _BY_REFERENCE.get(known, "") or ("" if dialect.tools else _IN_TEXT.get(known, ""))
+
+
+def needs_users(document: Mapping[str, Any]) -> str:
+    """The fault, on machines where root is the only user, of a sample that names others."""
+    if not _USERS.search(json.dumps(document)):
+        return ""
+    return "needs users besides root, which machines do not have here (docs/sandbox.md)"
 
 
 def missing_script(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cqd_hub.errors import UserError
+from cqd_hub.evaluation.environments.agentbench_os import OperatingSystem
 from cqd_hub.evaluation.environments.agentbench_os.data import read_samples
 from cqd_hub.evaluation.environments.agentbench_os.dialects import DIALECTS, Dialect
 from cqd_hub.evaluation.environments.agentbench_os.faults import digest, fault_of
@@ -167,3 +168,24 @@ def test_the_public_files() -> None:
     with_tools = {int(one.id[-5:]) for one in read(REAL, dialect=FC)["train"] if one.fault}
     assert numbers - with_tools == {318, 787, 943}
     assert all(problem(one).check[0] is None for one in samples["train"])
+
+
+def test_samples_that_need_users_are_faulty_where_root_is_the_only_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user than root, to whom nobody granted ids."""
+    records = [
+        {"description": "Who owns it?", "create": {"init": {"code": init, "language": "bash"}}}
+        | {"evaluation": {"match": "x"}}
+        for init in ("useradd mo && chown mo ~/a", "echo supper > ~/a", "apt update -q")
+    ]
+    (tmp_path / "own.json").write_text(json.dumps(records))
+
+    def faults(machines: str = "auto") -> list[bool]:
+        options = OperatingSystem.Options(data="own.json", machines=machines)  # type: ignore[arg-type]
+        (samples,) = OperatingSystem(options, tmp_path).samples().values()
+        return ["needs users besides root" in one.fault for one in samples]
+
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    assert faults() == [True, False, True]
+    assert faults("docker") == [False, False, False]
