@@ -151,7 +151,7 @@ class EpisodeSkill:
                     tokens=tuple(token for one in exchanges for token in one.tokens),
                     finish=verdict.status,
                     repeat=repeat,
-                    path=f"{means.engine.path}+{self._environment.kind}",
+                    path=f"{player.path}+{self._environment.kind}",
                     note=_noted(sample, verdict.note),
                 )
             )
@@ -293,6 +293,12 @@ class _Player:
         self._skill, self._means, self._candidate = skill, means, candidate
         self._sample, self._repeat, self._drafts = sample, repeat, drafts
         self._answered: dict[Generate, Reply] = {}
+        self._paths: set[str] = set()
+
+    @property
+    def path(self) -> str:
+        """How the replies of the last play were made; of an episode of several paths, all."""
+        return ",".join(sorted(self._paths)) or self._means.engine.path
 
     async def play(self) -> tuple[Verdict, list[Exchange]]:
         """The verdict, and all that was said and seen.
@@ -303,6 +309,7 @@ class _Player:
             RunError: The engine failed.
         """
         skill = self._skill
+        self._paths.clear()
         scene = Scene(skill._stage, self._sample, self._means.judge)
         exchanges: list[Exchange] = []
         try:
@@ -341,7 +348,9 @@ class _Player:
             seen = [transcript.seen_key(one.seen) for one in exchanges]
             drafted = replace(request, drafts=self._drafts.after(seen))
             self._answered[request] = await self._means.engine.submit(self._candidate, drafted)
-        return self._answered[request]
+        reply = self._answered[request]
+        self._paths.add(reply.path or self._means.engine.path)
+        return reply
 
 
 def _noted(sample: Sample, note: str) -> str:

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.engine import Candidate
+from cqd_hub.evaluation.engine.population import PopulationEngine
 from cqd_hub.evaluation.evaluator import Evaluation, Evaluator
 from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.evaluation.skill import Judged
-from cqd_hub.genome import Basis, Genome
+from cqd_hub.genome import Basis, Genome, mutate_gaussian
 from tests.evaluation.episodes.common import log, manifest, play
 
 
@@ -50,6 +52,49 @@ def test_a_dialogue_from_question_to_verdict(tmp_path: Path, basis: Basis) -> No
             assert one.score == letters % 5 / 4
     assert endings == {"completed", "task limit reached"}
     assert found.scores()["one"] == sum(m.score for m in found.measurements) / 6
+
+
+@pytest.mark.parametrize(
+    ("alone", "path"),
+    [
+        ((False, False), "population/float32/cpu"),
+        ((True, True), "sequential/float32/cpu"),
+        ((False, True), "population/float32/cpu,sequential/float32/cpu"),
+    ],
+)
+def test_the_path_is_that_of_the_replies(
+    tmp_path: Path, basis: Basis, alone: tuple[bool, bool], path: str
+) -> None:
+    manifest(tmp_path, options={"verdict": "never"})
+    engine = PopulationEngine(basis, device="cpu", dtype=torch.float32)
+    submit, begun = engine.submit, list[tuple[int, ...]]()
+
+    def sending(candidate: Candidate, request: Any) -> Any:
+        later = any(request.prompt[: len(opening)] == opening for opening in begun)
+        if not later:
+            begun.append(request.prompt)
+        return submit(candidate, request, alone=alone[later])
+
+    engine.submit = sending  # type: ignore[method-assign]
+
+    async def work(evaluator: Evaluator, candidates: list[Candidate]) -> Evaluation:
+        return await evaluator.evaluate(candidates[1], "optimisation", ["one"])
+
+    found = play(tmp_path, basis, work, engine=engine).measurements
+    assert {len(turns(one)) for one in found} == {3}
+    assert {one.path for one in found} == {f"{path}+letters/v1"}
+
+
+def test_who_cannot_share_a_batch_plays_alone_and_says_so(tmp_path: Path, basis: Basis) -> None:
+    manifest(tmp_path)
+    engine = PopulationEngine(basis, device="cpu", dtype=torch.float32)
+
+    async def work(evaluator: Evaluator, candidates: list[Candidate]) -> Evaluation:
+        noisy = mutate_gaussian(candidates[1].genome, seed=1, deviation=0.01, basis=basis)
+        return await evaluator.evaluate(Candidate(7, noisy), "optimisation", ["one"])
+
+    found = play(tmp_path, basis, work, engine=engine).measurements
+    assert {one.path for one in found} == {"sequential/float32/cpu+letters/v1"}
 
 
 def test_every_episode_is_closed_whatever_happens(tmp_path: Path, basis: Basis) -> None:
