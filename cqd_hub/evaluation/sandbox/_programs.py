@@ -168,7 +168,7 @@ def outcome_of(program: Program, report: Mapping[str, Any]) -> Outcome:
         reply = json.loads(report["reply"], parse_constant=_refuse)
         json.dumps(reply, ensure_ascii=False).encode()
         from_json(reply)
-    except (ValueError, TypeError, RecursionError, MemoryError):
+    except (ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
         reply = None
     if isinstance(reply, dict) and len(reply) == 1:
         ((key, content),) = reply.items()

@@ -468,6 +468,8 @@ def test_sql_reaches_no_file(box: Box, query: str) -> None:
         b'{"value": [{"ok": "\\ud800"}]}',
         b'{"value": [{"ok": 1, "error": "x"}]}',
         b'{"value": [{"ok": {"__set__": [[1]]}}]}',
+        b'{"value": [{"ok": {"__float__": 1' + b"0" * 400 + b"}}]}",
+        b'{"value": [{"ok": {"__complex__": [1' + b"0" * 400 + b", 0]}}]}",
         b'{"value": [{"ok": 1}]}{"value": [{"ok": 1}]}',
     ],
 )

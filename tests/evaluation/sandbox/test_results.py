@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
+from typing import Any
+
 import pytest
 
 from cqd_hub.errors import UserError
@@ -13,6 +17,7 @@ from cqd_hub.evaluation.sandbox import (
     from_json,
     to_json,
 )
+from cqd_hub.evaluation.sandbox._programs import outcome_of
 
 from .conftest import Box
 
@@ -32,6 +37,48 @@ def test_python_values_keep_their_types(box: Box) -> None:
     value = {"a": (1, 2.5, None), 3: {True, 4}, "b": b"\xff", "c": [float("inf"), 1j, frozenset()]}
     outcome = box.run(PythonCall("def same(x): return x", "same", ((to_json(value),),)))
     assert from_json(outcome.value[0]["ok"]) == value
+
+
+TAGS = ("tuple", "set", "frozenset", "dict", "bytes", "float", "complex", "nothing")
+
+
+def any_reply(random: random.Random, depth: int = 4) -> Any:
+    kind = random.randrange(4 if depth else 2)
+    if kind == 0:
+        return random.choice([None, True, 0, -1, 2**61 - 1, 10**400, 1e308, -0.0, 1e-320])
+    if kind == 1:
+        return random.choice(["", "zz", "ff", "nan", "-inf", "1e999", "9" * 5000, "\0", "\udc80"])
+    items = [any_reply(random, depth - 1) for _ in range(random.randrange(4))]
+    if kind == 2:
+        return items
+    content = random.choice([items, [items], [items, items], *items])
+    return {f"__{random.choice(TAGS)}__": content}
+
+
+def reported(value: Any) -> Status:
+    call = PythonCall("", "f", ((),))
+    reply = json.dumps({"value": [{"ok": value}]})
+    report = {"end": "exit", "cpu": 0.1, "exit": 0, "stderr": "", "reply": reply}
+    return outcome_of(call, report).status
+
+
+def test_no_reply_raises_here() -> None:
+    source = random.Random(7)
+    statuses = {reported(any_reply(source)) for _ in range(3000)}
+    assert statuses == {Status.FINISHED, Status.FAILED}
+
+
+def test_members_picked_to_collide_are_refused_and_large_sets_are_not() -> None:
+    same = [i * (2**61 - 1) for i in range(65)]
+    for value in (
+        {"__set__": same},
+        {"__frozenset__": same},
+        {"__dict__": [[one, 0] for one in same]},
+        {"__set__": [{"__tuple__": [one]} for one in same]},
+    ):
+        assert reported(value) is Status.FAILED
+    for large in (set(range(-50_000, 50_000)), {(i, str(i)): 2**i for i in range(3000)}):
+        assert from_json(to_json(large)) == large
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LONGEST_INT_BITS = 13_000  # decimal text beyond 4300 digits is refused by int()
+# Hashes of numbers and tuples are no secret: who picks them to collide makes a set take the square
+# of its size. Real ones hardly ever share one.
+_EQUAL_HASHES = 64
 
 
 def to_json(value: Any) -> Any:
@@ -66,7 +71,8 @@ def from_json(value: Any) -> Any:
     """Invert `to_json`; a dict that carries no known tag stays a dict.
 
     Raises:
-        ValueError, TypeError: a tag with a content that does not fit it.
+        ValueError, TypeError, ArithmeticError: a tag with a content that does not fit it, or a
+            set or dict of which more than 64 members share a hash.
     """
     if isinstance(value, list):
         return [from_json(item) for item in value]
@@ -77,11 +83,13 @@ def from_json(value: Any) -> Any:
         if tag == "__tuple__":
             return tuple(from_json(item) for item in content)
         if tag == "__set__":
-            return {from_json(item) for item in content}
+            return set(_spread([from_json(item) for item in content]))
         if tag == "__frozenset__":
-            return frozenset(from_json(item) for item in content)
+            return frozenset(_spread([from_json(item) for item in content]))
         if tag == "__dict__":
-            return {from_json(key): from_json(item) for key, item in content}
+            pairs = [(from_json(key), from_json(item)) for key, item in content]
+            _spread([key for key, _ in pairs])
+            return dict(pairs)
         if tag == "__bytes__":
             return bytes.fromhex(content)
         if tag == "__float__":
@@ -90,3 +98,11 @@ def from_json(value: Any) -> Any:
             real, imaginary = content
             return complex(from_json(real), from_json(imaginary))
     return {key: from_json(item) for key, item in value.items()}
+
+
+def _spread(members: Sequence[Any]) -> Sequence[Any]:
+    """*members*, if a set can hold them at a fair price."""
+    hashes: Iterable[int] = Counter(map(hash, members)).values()
+    if max(hashes, default=0) > _EQUAL_HASHES:
+        raise ValueError(f"more than {_EQUAL_HASHES} members share a hash")
+    return members
