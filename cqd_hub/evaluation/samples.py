@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -11,6 +12,7 @@ from cqd_hub.randomness import generator
 from cqd_hub.recipe import SPLITS, Limits, Split
 from cqd_hub.recipe.schema import Splits
 
+_SLICE = re.compile(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?(?::([1-9]\d*)?)?\])?")
 _SHARES = {"optimisation": (0, 50), "validation": (50, 70), "test": (70, 100)}
 
 
@@ -65,7 +67,7 @@ def choose(
     chosen: dict[Split, list[tuple[str, int]]] = {}
     if splits is not None:
         for split in SPLITS:
-            chosen[split] = _slice(getattr(splits, split), documents, f"{where}.splits.{split}")
+            chosen[split] = _joined(getattr(splits, split), documents, f"{where}.splits.{split}")
     elif set(SPLITS) <= set(documents):
         for split in SPLITS:
             chosen[split] = [(split, index) for index in range(len(documents[split]))]
@@ -122,15 +124,27 @@ def refuse_overlap(
                 )
 
 
+def _joined(text: str, documents: Mapping[str, Sized], where: str) -> list[tuple[str, int]]:
+    """The places of one slice, or of several joined by ``+``."""
+    places = [place for part in text.split("+") for place in _slice(part, documents, where)]
+    if twice := next((place for place, n in Counter(places).items() if n > 1), None):
+        raise UserError(
+            f"{text!r} holds {twice[0]} document {twice[1]} twice",
+            where=where,
+            remedy="make its slices disjoint",
+        )
+    return places
+
+
 def _slice(text: str, documents: Mapping[str, Sized], where: str) -> list[tuple[str, int]]:
-    match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", text.strip())
+    match = _SLICE.fullmatch(text.strip())
     if not match:
         raise UserError(
-            f"{text!r} is not NAME or NAME[START:STOP]",
+            f"{text.strip()!r} is not NAME, NAME[START:STOP] or NAME[START:STOP:STEP]",
             where=where,
-            remedy="write, for example, train[:50%]",
+            remedy="write, for example, train[:50%], or dev + train[1::2]",
         )
-    name = match[1]
+    name = match[1].strip()
     if name not in documents:
         raise UserError(
             f"the dataset has no split {name!r}",
@@ -138,8 +152,8 @@ def _slice(text: str, documents: Mapping[str, Sized], where: str) -> list[tuple[
             remedy=f"it has {', '.join(documents)}",
         )
     size = len(documents[name])
-    start, stop = _bound(match[2], size), _bound(match[3], size)
-    return [(name, index) for index in range(size)[start:stop]]
+    start, stop, step = _bound(match[2], size), _bound(match[3], size), int(match[4] or 1)
+    return [(name, index) for index in range(size)[start:stop:step]]
 
 
 def _bound(text: str | None, size: int) -> int | None:

@@ -22,7 +22,9 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class Splits(Strict):
-    """Dataset splits to draw samples from, each as ``name`` or ``name[start:stop]`` (also in %)."""
+    """Dataset splits to draw samples from, each as ``name``, ``name[start:stop]`` (also in %) or
+    ``name[start:stop:step]``, or several of these joined by ``+``.
+    """
 
     optimisation: str
     validation: str

@@ -93,11 +93,21 @@ def test_a_repeated_question_stays_in_the_last_split_that_holds_it() -> None:
         ("train[-3:]", range(7, 10)),
         ("train[-20%:]", range(8, 10)),
         (" train[:200%] ", range(10)),
+        ("train[::2]", range(0, 10, 2)),
+        ("train[1:8:3]", range(1, 8, 3)),
     ],
 )
 def test_slices(text: str, indices: range) -> None:
     found = chosen({"train": 10, "v": 3, "test": 3}, (text, "v", "test"))
     assert found["optimisation"] == [("train", index) for index in indices]
+
+
+def test_slices_are_joined_in_the_order_written() -> None:
+    found = chosen(
+        {"dev": 3, "std": 10, "test": 3}, ("dev + std[1::5]", "std[::5]+std[-1:]", "test")
+    )
+    assert found["optimisation"] == [("dev", 0), ("dev", 1), ("dev", 2), ("std", 1), ("std", 6)]
+    assert found["validation"] == [("std", 0), ("std", 5), ("std", 9)]
 
 
 def test_limits_take_the_first() -> None:
@@ -119,8 +129,13 @@ def test_limits_take_the_first() -> None:
             ("tran", "v", "test"),
             r"x\.splits\.optimisation: the dataset has no split 'tran' \(it has",
         ),
-        (("train", "v", "test[5]"), r"x\.splits\.test: 'test\[5\]' is not NAME or NAME"),
-        (("train", "v", "test[0.5:]"), "is not NAME or NAME"),
+        (("train", "v", "test[5]"), r"x\.splits\.test: 'test\[5\]' is not NAME, NAME"),
+        (("train", "v", "test[0.5:]"), "is not NAME, NAME"),
+        (("train", "v", "test[::0]"), "is not NAME, NAME"),
+        (("train +", "v", "test"), r"optimisation: '' is not NAME"),
+        (("train", "v", "test + tes"), "the dataset has no split 'tes'"),
+        (("train[:2] + v", "v", "test"), "overlap: both hold v document 0"),
+        (("train[:2] + train[1:]", "v", "test"), "holds train document 1 twice .make its slices"),
         (("train", "v", "test[:1]"), "has 1 samples for test"),
         (("train", "v[9:]", "test"), "has 0 samples for validation"),
     ],

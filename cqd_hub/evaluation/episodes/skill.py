@@ -226,10 +226,18 @@ class EpisodeSkill:
                 found[split] = [sample for sample in samples if not sample.fault]
                 named = "; ".join(f"{sample.id}: {sample.fault}" for sample in faulty)
                 note(f"{self._where}: left out of {split}, known to be faulty: {named}")
+        splits = recipe.skills[self.name].splits
+        taken = "test" if "test" in found else next(iter(found), "")
+        unused = ", ".join(f"{split} ({len(found[split])})" for split in found if split != taken)
+        if splits is None and taken != "test" and unused:
+            note(
+                f"{self._where}: only {taken} is used ({len(found[taken])} samples), not {unused}; "
+                "`splits` can name them"
+            )
         chosen = choose(
             found,
-            evaluation_split="test" if "test" in found else next(iter(found), ""),
-            splits=recipe.skills[self.name].splits,
+            evaluation_split=taken,
+            splits=splits,
             limits=recipe.limits(self.name),
             where=self._where,
             question=lambda split, index: found[split][index].question,
@@ -243,7 +251,11 @@ class EpisodeSkill:
 
     def _refuse_twins(self, found: Mapping[str, Sequence[Sample]]) -> None:
         if not any(found.values()):
-            raise UserError("the environment has no samples", where=f"{self._where}.options")
+            raise UserError(
+                "the environment has no samples",
+                where=f"{self._where}.options",
+                remedy="name other data, or mend the environment's samples()",
+            )
         ids = [sample.id for samples in found.values() for sample in samples]
         if len(set(ids)) < len(ids):
             twin = next(one for one in ids if ids.count(one) > 1)

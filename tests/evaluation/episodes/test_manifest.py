@@ -181,7 +181,11 @@ class TestRefusals:
         self, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         manifest(tmp_path, options={"count": 0})
-        assert refused(load) == "skills.one.options: the environment has no samples"
+        assert (
+            refused(load)
+            == "skills.one.options: the environment has no samples (name other data, or mend "
+            "the environment's samples())"
+        )
         manifest(tmp_path)
         toy = tmp_path / "toy.py"
         toy.write_text(toy.read_text().replace('f"{split}-{n}",', 'f"same-{n}",'))
@@ -211,6 +215,24 @@ class TestSamples:
         samples = load(splits=splits, samples={"test": 3}).samples
         assert [one.id for one in samples["optimisation"]] == ["test-0", "test-1"]
         assert [one.id for one in samples["test"]] == [f"optimisation-{n}" for n in range(3)]
+
+    def test_splits_that_are_not_used_are_named(self, tmp_path: Path, load: Load) -> None:
+        manifest(tmp_path, options={"count": 12})
+        toy = tmp_path / "toy.py"
+        names = '("optimisation", "validation", "test")'
+        toy.write_text(toy.read_text().replace(names, '("dev", "std", "train")'))
+        notes: list[str] = []
+        assert {one.id[:3] for one in load(notes).samples["optimisation"]} == {"dev"}
+        line = "skills.one: only dev is used (12 samples), not std (12), train (12); `splits` can"
+        assert [note for note in notes if note.startswith(line)]
+        chosen = {"optimisation": "dev[::2] + std", "validation": "dev[1::4]", "test": "dev[3::4]"}
+        notes.clear()
+        samples = load(notes, splits=chosen).samples
+        assert [len(found) for found in samples.values()] == [18, 3, 3]
+        assert [note for note in notes if "skills.one" in note] == []
+        toy.write_text(toy.read_text().replace('"dev", "std"', '"dev", "test"'))
+        assert {one.id[:4] for one in load(notes).samples["validation"]} == {"test"}
+        assert [note for note in notes if "skills.one" in note] == []
 
     def test_a_question_serves_one_purpose(self, tmp_path: Path, load: Load) -> None:
         manifest(tmp_path)
