@@ -80,7 +80,8 @@ class Session(abc.ABC):
     async def digest(self, table: str) -> str:
         """DBBench's hash of a table: md5 of the joined, sorted first five hexadecimal digits of
         each row's md5, over the cells that are not NULL of the columns the table was begun with
-        (all, of one made since); empty where the table or one of these columns is no more.
+        (all, of one made since); empty where the table or one of these columns is no more, or the
+        table is too much to be hashed within a statement's bounds.
 
         Raises:
             DatabaseLost: see `execute`.

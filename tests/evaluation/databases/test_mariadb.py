@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import shutil
 from collections.abc import Coroutine, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -243,6 +245,20 @@ def test_endless_answers_are_cut(bench: Bench, sql: str) -> None:
     answer, after = bench.play(sql, "SELECT 1")
     assert sum(len(row) for row in answer.rows) <= 20_010
     assert after.rows == ((1,),)
+    bench.still_right()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_cells_in_another_character_set(bench: Bench) -> None:
+    for name in ("utf16", "ucs2", "NULL"):
+        answer, after = bench.play(
+            f"SET character_set_results={name}; SELECT 1.5, _latin1 x'e9'", "SELECT 1.5"
+        )
+        assert answer.rows or answer.error.startswith("2000 (HY000): ")
+        assert after.rows == ((Decimal("1.5"),),)
+    _, after = bench.play("SET character_set_results=utf16", "SELECT 1.5, 'é'")
+    assert after.rows == ((Decimal("1.5"), "é"),)
+    gc.collect()
     bench.still_right()
 
 

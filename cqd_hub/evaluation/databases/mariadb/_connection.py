@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from cqd_hub.evaluation.databases._interface import Answered, Cell, DatabaseLost
 
 _REPLY_BYTES = 4 << 20
 _KEPT_CELLS = 20_000
+_LEGIBLE = "SET character_set_results = utf8mb4"
 _REMEDY = "install the driver: `pip install 'cqd-hub[mariadb]'`"
 TIMED_OUT = (
     "3024 (HY000): Query execution was interrupted, maximum statement execution time exceeded"
@@ -141,6 +143,7 @@ class Connection:
         rows: list[tuple[Cell, ...]] = []
         cursor = self._mysql.cursor(self._cursor_class)
         try:
+            cursor.execute(_LEGIBLE)  # whatever the last request made of it
             cursor.execute(sql, values)
             while True:
                 self._take(cursor, rows)
@@ -154,11 +157,15 @@ class Connection:
             if self._wire.overrun:
                 return Answered(error=TIMED_OUT)
             return self._failed(error)
-        except (UnicodeError, ValueError, OverflowError) as error:
+        except (ValueError, ArithmeticError, LookupError, TypeError, struct.error) as error:
             # A cell that Python has no value for.
             _forget(cursor)
             self.cut()
             return Answered(error=f"2000 (HY000): {type(error).__name__}")
+        except BaseException:
+            _forget(cursor)
+            self.cut()
+            raise
         return Answered(tuple(rows))
 
     @property
@@ -197,8 +204,9 @@ class Connection:
 
 def _forget(cursor: Any) -> None:
     """Keep an abandoned result from reading on when it is collected."""
-    if cursor._result is not None:
-        cursor._result.unbuffered_active = False
+    for result in (cursor._result, getattr(cursor.connection, "_result", None)):
+        if result is not None:
+            result.unbuffered_active = False
 
 
 def _worded(number: int, state: str | None, text: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.databases._interface import Table
+from cqd_hub.evaluation.databases.sqlite._databases import _rows
 
 from .conftest import Handle
 
@@ -132,6 +133,8 @@ def test_conditions(db: Handle, condition: str, wanted: list[str]) -> None:
         ("DATE_ADD('2020-01-31', INTERVAL 1 MONTH)", "2020-02-29"),
         ("STR_TO_DATE('2020-01-31', '%Y-%m-%d') + INTERVAL 1 DAY", date(2020, 2, 1)),
         ("TIMESTAMPDIFF(YEAR, '2000-05-05', '2020-05-04')", 19),
+        ("SEC_TO_TIME(99999999999999)", timedelta(hours=838, minutes=59, seconds=59)),
+        ("SEC_TO_TIME(-1e15)", -timedelta(hours=838, minutes=59, seconds=59)),
         ("NOW()", datetime(2024, 1, 1)),  # the same for everybody
         ("EXTRACT(MONTH FROM '2020-03-04')", 3),
         ("x'41'", "A"),
@@ -381,6 +384,15 @@ def test_tables_that_cannot_be_made(db: Handle, wrong: Table) -> None:
     with pytest.raises(UserError, match="table"):
         db.begin(wrong)
     db.still_right()
+
+
+@pytest.mark.parametrize("kind", ["time", "decimal", "int", "datetime", "binary", "text"])
+def test_whatever_a_box_says_becomes_cells(kind: str) -> None:
+    for rows in (
+        [["9" * 30 + ":00:00"]], [[{"b": "no"}]], [[{"b": 1}]], [[[1, 2]]], [1], [[], [1]], "x",
+        None, [[1e400]], [[10**400]], [[True]], [["2020-01-01"], ["x", "y"]],
+    ):  # fmt: skip
+        assert isinstance(_rows(rows, [[kind, 2, ""]]), tuple)
 
 
 def test_the_lenient_mode() -> None:

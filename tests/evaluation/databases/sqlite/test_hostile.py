@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from cqd_hub.evaluation.databases._interface import DatabaseLost, Table
 from cqd_hub.evaluation.databases.sqlite import SqlLimits
 from cqd_hub.evaluation.databases.sqlite._server import Server
+from cqd_hub.evaluation.databases.sqlite.box import sql_server
 
 from .conftest import PEOPLE, Handle, handle
 
@@ -131,6 +133,28 @@ def test_a_full_database_is_said_to_be(box: Handle) -> None:
     assert errors <= {"", "1114", "3024"}
     assert errors != {""}
     box.close(session)
+
+
+@pytest.mark.parametrize("change", ["UPDATE wide SET a = ({})", "SELECT ({})"])
+def test_a_digest_after_a_statement_that_took_too_long(box: Handle, change: str) -> None:
+    session = box.begin(WIDE)
+    before = box.digest(session, "wide")
+    endless = "SELECT COUNT(*) FROM wide b, wide c, wide d, wide e"
+    assert box.execute(session, change.format(endless)).error.startswith("3024")
+    assert box.digest(session, "wide") == before
+    box.close(session)
+
+
+def test_a_digest_that_takes_too_long_is_none() -> None:
+    server = sql_server._Session({**asdict(LIMITS), "statement_steps": 0}, [["t", ["a"], [["1"]]]])
+    before = signal.signal(signal.SIGPROF, sql_server._expire)
+    try:
+        server._progress = lambda: 1  # type: ignore[method-assign]
+        server.connection.set_progress_handler(server._progress, 1)
+        assert server.digest("t", ["a"]) == ""
+    finally:
+        signal.signal(signal.SIGPROF, before)
+        server.close()
 
 
 def test_rows_and_bytes_of_a_result(box: Handle) -> None:

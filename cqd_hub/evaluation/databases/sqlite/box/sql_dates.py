@@ -13,6 +13,7 @@ from .sql_values import integer, number, rounded, text
 NOW = datetime(2024, 1, 1)  # the present of every sample, so that equal statements answer equally
 _DATE = re.compile(r"\s*(\d{4}|\d{2})[-/.](\d{1,2})[-/.](\d{1,2})(?!\d)")
 _TIME = re.compile(r"(\d{1,2}):(\d{1,2})(?::(\d{1,2})(?:\.(\d{1,6}))?)?")
+_LONGEST_TIME = 838 * 3600 + 59 * 60 + 59  # seconds; MySQL's TIME ends there
 _MONTHS = list(calendar.month_name)
 _DAYS = list(calendar.day_name)
 
@@ -291,7 +292,7 @@ def _unix_timestamp(value: Any = None) -> Any:
 
 def _sec_to_time(value: Any) -> str:
     seconds = integer(value)
-    sign, seconds = ("-" if seconds < 0 else ""), abs(seconds)
+    sign, seconds = ("-" if seconds < 0 else ""), min(abs(seconds), _LONGEST_TIME)
     return f"{sign}{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 

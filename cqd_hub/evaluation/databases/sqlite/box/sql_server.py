@@ -12,7 +12,7 @@ import hashlib
 import math
 import signal
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from . import sql_dates, sql_groups, sql_strings, sql_text, sql_values
@@ -157,18 +157,11 @@ class _Session:
         """Execute one after the other; the rows of the first that has any, or an error."""
         answer: dict[str, Any] | None = None
         for place, statement in enumerate(statements):
-            self.error, self.steps = "", 0
-            if fault := self._fault(statement) or statement.get("fault"):
-                return {"error": fault, "at": place}
-            seconds = self.limits["statement_seconds"]
             try:
-                _clock.late = False
-                # Again and again: SQLite swallows what a collation raises.
-                signal.setitimer(signal.ITIMER_PROF, seconds, 0.05)
-                try:
+                with self._bounded():
+                    if fault := self._fault(statement) or statement.get("fault"):
+                        return {"error": fault, "at": place}
                     found = self._effect(statement)
-                finally:
-                    signal.setitimer(signal.ITIMER_PROF, 0)
             except _Expired:
                 return {"error": "time", "at": place}
             except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
@@ -177,6 +170,21 @@ class _Session:
             if found is not None and answer is None:
                 answer = {"rows": found, "at": place}
         return answer or {"rows": [], "at": 0}
+
+    @contextlib.contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """One request's budget of instructions and CPU time."""
+        self.error, self.steps, _clock.late = "", 0, False
+        # Again and again: SQLite swallows what a collation raises.
+        signal.setitimer(signal.ITIMER_PROF, self.limits["statement_seconds"], 0.05)
+        try:
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+        except _Expired:  # perhaps before the timer was stopped
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            raise
 
     def _effect(self, statement: Mapping[str, Any]) -> list[list[Any]] | None:
         if word := statement.get("transaction"):
@@ -242,6 +250,13 @@ class _Session:
 
     def digest(self, table: str, columns: list[str] | None) -> str:
         """See `Session.digest`; *columns* None: all."""
+        try:
+            with self._bounded():
+                return self._digest(table, columns)
+        except (_Expired, sqlite3.Error, sqlite3.Warning, ValueError):
+            return ""
+
+    def _digest(self, table: str, columns: list[str] | None) -> str:
         if self.names().get(table.lower()) != table:
             return ""
         known = self.columns(table)
