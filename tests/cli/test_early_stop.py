@@ -77,6 +77,7 @@ def test_the_report_says_so(place: Path) -> None:
     assert "stopped early" not in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_end(place: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(

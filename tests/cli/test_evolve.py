@@ -225,6 +225,7 @@ class TestResuming:
         for key in ("individuals", "told", "measurements"):
             assert content(out)[key] == content(whole / "run")[key]
 
+    @pytest.mark.slow
     def test_after_a_full_disk(self, whole: Path, tmp_path: Path) -> None:
         if os.geteuid() != 0:
             pytest.skip("mounting a small file system needs root")
@@ -261,6 +262,7 @@ class TestResuming:
         assert evaluated(tmp_path / "run") == 5
         assert cli("evolve", recipe, "--out", tmp_path / "run", "-q").code == 0
 
+    @pytest.mark.slow
     def test_after_a_late_mistake(self, recipe: Path, tmp_path: Path, cli: Cli) -> None:
         own_task(tmp_path, recipe, "    return {'grade': 7 if done == 12 * 5 + 3 else done % 2}\n")
         first = cli("evolve", recipe, "--out", tmp_path / "run", "-q")
@@ -269,6 +271,7 @@ class TestResuming:
         assert evaluated(tmp_path / "run") == 5
         assert cli("evolve", recipe, "--out", tmp_path / "run", "-q").code == 0
 
+    @pytest.mark.slow
     def test_after_kill_while_finishing(self, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"
         process = subprocess.Popen(command(whole / "recipe.yaml", out, "-q"), text=True)
@@ -279,6 +282,7 @@ class TestResuming:
         subprocess.run(command(whole / "recipe.yaml", out, "-q"), check=True)
         assert content(out) == content(whole / "run")
 
+    @pytest.mark.slow
     def test_after_sigterm(self, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"
         process = subprocess.Popen(command(whole / "recipe.yaml", out, "-q"), text=True)
@@ -288,6 +292,7 @@ class TestResuming:
         subprocess.run(command(whole / "recipe.yaml", out, "-q"), check=True)
         assert content(out) == content(whole / "run")
 
+    @pytest.mark.slow
     def test_part_of_a_step_is_rounded_up(self, whole: Path, tmp_path: Path, cli: Cli) -> None:
         out, recipe = tmp_path / "run", whole / "recipe.yaml"
         assert cli("evolve", recipe, "--out", out, "-q", "--children", 3).code == 0
@@ -296,6 +301,7 @@ class TestResuming:
         for key in ("individuals", "told", "measurements"):
             assert content(out)[key] == content(whole / "run")[key]
 
+    @pytest.mark.slow
     def test_the_choice_of_a_run_that_went_on(self, whole: Path, tmp_path: Path, cli: Cli) -> None:
         out, recipe = tmp_path / "run", whole / "recipe.yaml"
         assert cli("evolve", recipe, "--out", out, "-q", "--children", 2).code == 0
@@ -361,15 +367,28 @@ class TestSettings:
         "settings",
         [
             pytest.param(["preset=paper", "search.children=3"], id="paper"),
-            pytest.param(["preset=released-code", "search.children=3"], id="released-code"),
-            pytest.param(["search.archive={kind: novelty, capacity: 5}"], id="novelty"),
-            pytest.param(["variation.mutation={kind: gaussian, deviation: 0.002}"], id="gaussian"),
-            pytest.param(["genome={rank: 16, tail: tied}"], id="tail-tied"),
+            pytest.param(
+                ["preset=released-code", "search.children=3"],
+                id="released-code",
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                ["search.archive={kind: novelty, capacity: 5}"],
+                id="novelty",
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                ["variation.mutation={kind: gaussian, deviation: 0.002}"],
+                id="gaussian",
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(["genome={rank: 16, tail: tied}"], id="tail-tied", marks=pytest.mark.slow),
             pytest.param(
                 ["variation={crossover: {per: matrix, deviation: 0.3}, mutation: {per: layer}}"],
                 id="per-matrix",
+                marks=pytest.mark.slow,
             ),
-            pytest.param(["evaluation.sandbox=landlock"], id="landlock"),
+            pytest.param(["evaluation.sandbox=landlock"], id="landlock", marks=pytest.mark.slow),
         ],
     )
     def test_runs(self, recipe: Path, tmp_path: Path, cli: Cli, settings: list[str]) -> None:
@@ -380,6 +399,7 @@ class TestSettings:
         assert evaluated(tmp_path / "run") >= 4 + manifest["recipe"]["search"]["children"]
 
     @pytest.mark.parametrize("of", ["expert", "child"])
+    @pytest.mark.slow
     def test_lora_experts(self, recipe: Path, tmp_path: Path, cli: Cli, of: str) -> None:
         text = recipe.read_text()
         for name in ("coding", "os", "db"):

@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +81,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_one_worker_process_gives_what_this_process_gives(local: Path, tmp_path: Path) -> None:
     process = run(local / "recipe.yaml", tmp_path / "run", "--workers", "1")
     assert process.wait() == 0, process.communicate()
@@ -118,9 +118,9 @@ def test_a_killed_driver_is_resumed_whatever_the_executor(local: Path, tmp_path:
     assert all(told)
 
 
-def test_a_worker_that_cannot_open_says_why(local: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_worker_that_cannot_open_says_why(recipe: Path, tmp_path: Path, cli: Cli) -> None:
     changed = tmp_path / "recipe.yaml"
-    text = (local / "recipe.yaml").read_text().replace("quickstart_os", "quickstart_oz")
+    text = recipe.read_text().replace("quickstart_os", "quickstart_oz")
     changed.write_text(text)
     result = cli("evolve", changed, "--out", tmp_path / "run", "--workers", "1", "-q")
     assert result.code == 2
@@ -178,8 +178,8 @@ class TestRay:
         finally:
             cluster.shutdown()
 
-    def test_an_unreachable_cluster_is_one_line(self, local: Path, tmp_path: Path) -> None:
-        process = run(local / "recipe.yaml", tmp_path / "run", "--executor", "ray://127.0.0.1:9")
+    def test_an_unreachable_cluster_is_one_line(self, recipe: Path, tmp_path: Path) -> None:
+        process = run(recipe, tmp_path / "run", "--executor", "ray://127.0.0.1:9")
         _, err = process.communicate()
         assert process.returncode == 2
         assert err.startswith("error: --executor ray://127.0.0.1:9: no Ray cluster answers")
@@ -194,9 +194,8 @@ class TestRay:
     ],
 )
 def test_bad_options(
-    local: Path, tmp_path: Path, cli: Cli, arguments: list[str], said: str
+    recipe: Path, tmp_path: Path, cli: Cli, arguments: list[str], said: str
 ) -> None:
-    result = cli("evolve", local / "recipe.yaml", "--out", tmp_path / "run", *arguments)
+    result = cli("evolve", recipe, "--out", tmp_path / "run", *arguments)
     assert result.code == 2
     assert said in result.err
-    assert sys.stdout is not None

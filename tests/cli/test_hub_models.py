@@ -258,12 +258,14 @@ class TestRefused:
         world.hub.put_model("ann/other", other)
         self.check(world, "ann/other", "ann/other: model.norm.weight has shape [64]")
 
+    @pytest.mark.slow
     def test_adapter_of_another_base(self, world: World) -> None:
         config = json.loads((MODELS / "os-lora" / "adapter_config.json").read_text())
         world.hub.put_model("ann/far", MODELS / "os-lora")
         world.hub.put_model("ann/far", {"adapter_config.json": json.dumps(config | {"r": 5})})
         self.check(world, "ann/far", "ann/far", "the config says 5")
 
+    @pytest.mark.slow
     def test_model_and_adapter_in_one(self, world: World) -> None:
         world.hub.put_model("ann/both", MODELS / "os-lora")
         world.hub.put_model("ann/both", MODELS / "os")

@@ -35,6 +35,7 @@ def committed(skill: str, split: str) -> list[dict]:
     return [json.loads(line) for line in lines.splitlines()]
 
 
+@pytest.mark.slow
 def test_committed_files_are_what_the_generator_makes(generate: ModuleType, tmp_path: Path) -> None:
     generate.generate(tmp_path, seed=0)
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl*"))

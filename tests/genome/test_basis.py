@@ -194,6 +194,7 @@ print(basis.hash, genome.hash, Genome.from_bytes(genome.to_bytes()).hash)
 """
 
 
+@pytest.mark.slow
 def test_hashes_are_the_same_in_every_process(family: Any, tmp_path: Path) -> None:
     made = family()
     command = [sys.executable, "-c", HASHES, made.base, tmp_path, made.full[0], made.lora[0]]

@@ -99,6 +99,7 @@ def test_one_tensor_equals_the_whole_state(family: Any, tmp_path: Path) -> None:
         assert torch.equal(materialiser.weight(genome, index), state[slot.name])
 
 
+@pytest.mark.slow
 def test_noise_of_many_ancestors_takes_no_more_memory(tmp_path: Path) -> None:
     """Its draws are as large as the slot, and every Gaussian ancestor adds a seed."""
     done = subprocess.run(

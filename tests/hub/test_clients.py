@@ -69,6 +69,7 @@ configs:
 """
 
 
+@pytest.mark.slow
 def test_datasets_load_by_their_configs(hub: HubServer, tmp_path: Path) -> None:
     import io
 

@@ -37,6 +37,7 @@ def evolve(
     )
 
 
+@pytest.mark.slow
 def test_published_while_it_goes_and_whole_at_the_end(
     hub: HubServer, push: Push, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def children_elites(there: World) -> list[int]:
     return sorted({row["individual"] for row in there.rows("elites")} - {0, 1, 2})
 
 
+@pytest.mark.slow
 def test_with_one_more_expert_and_another_seed(there: World) -> None:
     sha = there.hub.commits(ARCHIVE)[0].oid
     done = there.cli(
@@ -125,6 +126,7 @@ def recorded(run: Path, number: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_from_a_run_directory(there: World) -> None:
     shutil.copytree(run_folder(), there.folder / "old")
     done = there.cli(
