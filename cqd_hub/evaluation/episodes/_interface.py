@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from cqd_hub.errors import RunError
 from cqd_hub.recipe import Strict
 
 if TYPE_CHECKING:
@@ -187,3 +188,12 @@ class Environment(abc.ABC):
         Raises:
             RunError: The machine failed.
         """
+
+    async def lost(self, sample: Sample, error: RunError) -> Verdict | None:
+        """What to make of *sample*, lost in both plays of one individual, the last with *error*.
+
+        Returns:
+            A verdict where the environment works and what was replied is to blame; None where it
+            is not, or nobody knows: then the run ends with *error*.
+        """
+        return None

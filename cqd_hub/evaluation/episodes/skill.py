@@ -135,20 +135,20 @@ class EpisodeSkill:
         for repeat in range(self._manifest.repeats):
             player = _Player(self, means, candidate, sample, repeat, drafts)
             try:
-                verdict, exchanges = await player.play()
+                verdict = await player.play()
             except EpisodeLost:  # once more from the start: what was answered is known
                 try:
-                    verdict, exchanges = await player.play()
+                    verdict = await player.play()
                 except EpisodeLost as lost:
-                    raise lost.error from None
+                    verdict = await self._blame(lost, means, sample)
             result.append(
                 Measurement(
                     skill=self.name,
                     split=split,
                     sample=sample.id,
                     score=self._score(verdict, sample),
-                    text=transcript.write(exchanges),
-                    tokens=tuple(token for one in exchanges for token in one.tokens),
+                    text=transcript.write(player.exchanges),
+                    tokens=tuple(token for one in player.exchanges for token in one.tokens),
                     finish=verdict.status,
                     repeat=repeat,
                     path=f"{player.path}+{self._environment.kind}",
@@ -156,6 +156,19 @@ class EpisodeSkill:
                 )
             )
         return result
+
+    async def _blame(self, lost: EpisodeLost, means: Means, sample: Sample) -> Verdict:
+        """The verdict on an individual who lost both plays, if it was its own doing."""
+        environment = self._environment
+        try:
+            verdict = await self._stage.act(
+                means.judge, sample, lambda: environment.lost(sample, lost.error)
+            )
+        except EpisodeLost:
+            verdict = None
+        if verdict is None:
+            raise lost.error from None
+        return verdict
 
     def _score(self, verdict: Verdict, sample: Sample) -> float:
         if not 0 <= verdict.score <= 1:  # NaN too
@@ -291,7 +304,11 @@ class EpisodeSkill:
 
 
 class _Player:
-    """One individual at one sample; what the engine has answered is not asked for again."""
+    """One individual at one sample; what the engine has answered is not asked for again.
+
+    Attributes:
+        exchanges: All that was said and seen in the last play, also in one that was lost.
+    """
 
     def __init__(
         self,
@@ -306,14 +323,15 @@ class _Player:
         self._sample, self._repeat, self._drafts = sample, repeat, drafts
         self._answered: dict[Generate, Reply] = {}
         self._paths: set[str] = set()
+        self.exchanges: list[Exchange] = []
 
     @property
     def path(self) -> str:
         """How the replies of the last play were made; of an episode of several paths, all."""
         return ",".join(sorted(self._paths)) or self._means.engine.path
 
-    async def play(self) -> tuple[Verdict, list[Exchange]]:
-        """The verdict, and all that was said and seen.
+    async def play(self) -> Verdict:
+        """Play from the start.
 
         Raises:
             EpisodeLost: The environment failed.
@@ -323,25 +341,25 @@ class _Player:
         skill = self._skill
         self._paths.clear()
         scene = Scene(skill._stage, self._sample, self._means.judge)
-        exchanges: list[Exchange] = []
+        self.exchanges = exchanges = list[Exchange]()
         try:
             dialogue = skill._renderer.begin(await scene.opening())
             for turn in range(skill._environment.rounds):
                 request = skill.request(dialogue, self._sample, self._repeat, turn)
                 if problem := self._misfit(request):
                     verdict = await scene.end(CONTEXT_FULL)
-                    return verdict._replace(note=verdict.note or problem), exchanges
+                    return verdict._replace(note=verdict.note or problem)
                 reply = await self._ask(request, exchanges)
                 if reply.finish == NO_NUMBERS:
-                    return Verdict(0.0, NO_NUMBERS, NO_NUMBERS_NOTE), exchanges
+                    return Verdict(0.0, NO_NUMBERS, NO_NUMBERS_NOTE)
                 message, said = dialogue.reply(reply)
+                exchanges.append(Exchange(said, reply.tokens, None))
                 follows = await scene.step(message, said)
                 if isinstance(follows, Verdict):
-                    exchanges.append(Exchange(said, reply.tokens, None))
-                    return follows, exchanges
-                exchanges.append(Exchange(said, reply.tokens, follows))
+                    return follows
+                exchanges[-1] = Exchange(said, reply.tokens, follows)
                 dialogue.see(follows.messages)
-            return await scene.end(ROUNDS_SPENT), exchanges
+            return await scene.end(ROUNDS_SPENT)
         finally:
             await scene.close()
 

@@ -134,6 +134,41 @@ def test_a_lost_machine_costs_nothing(tmp_path: Path, basis: Basis, place: str) 
     assert len(asked) == sum(len(turns(one)) for one in whole)  # no answer was made twice
 
 
+def test_two_plays_lost_by_one_individual_are_judged_by_the_environment(
+    tmp_path: Path, basis: Basis
+) -> None:
+    manifest(tmp_path)
+    whole = play(tmp_path, basis, on_test).measurements
+    (tmp_path / "log.txt").unlink()
+    manifest(tmp_path, options={"fail": "step:test-2:2", "blame": True})
+    found = play(tmp_path, basis, on_test).measurements
+    assert log(tmp_path, "lost") == ["lost test-2 the machine of test-2 died"]
+    assert [one for one in found if one.sample != "test-2"] == [
+        one for one in whole if one.sample != "test-2"
+    ]
+    (one,) = (one for one in found if one.sample == "test-2")
+    assert (one.score, one.finish) == (0, "its own doing")
+    (said,) = turns(one)  # what was said when the machine went
+    (before,) = (turns(one)[0] for one in whole if one.sample == "test-2")
+    assert said == {"reply": before["reply"], "tokens": before["tokens"]}
+
+
+def test_losses_of_two_individuals_are_not_added_up(tmp_path: Path, basis: Basis) -> None:
+    manifest(tmp_path, options={"fail": "step:test-2:1", "blame": True})
+
+    async def work(evaluator: Evaluator, candidates: list[Candidate]) -> list[Evaluation]:
+        found = []
+        for candidate in candidates[:2]:
+            evaluator.skills["one"]._environment.failures.clear()  # type: ignore[attr-defined]
+            found.append(await evaluator.evaluate(candidate, "test", ["one"]))
+        return found
+
+    found = play(tmp_path, basis, work)
+    assert all(one.finish != "its own doing" for each in found for one in each.measurements)
+    assert log(tmp_path, "lost") == []
+    assert len(log(tmp_path, "begin test-2")) == 4
+
+
 def test_an_environments_own_mistake_is_one_line(tmp_path: Path, basis: Basis) -> None:
     manifest(tmp_path, "Broken")
     says = r"skills\.one\.task: the environment failed on sample test-0: KeyError: 'no such thing'"

@@ -31,6 +31,7 @@ class Letters(Environment):
         kind: str = "letters/v1"
         dialect: Literal["short", "long"] = "short"
         verdict: Literal["judged", "never"] = "judged"
+        blame: bool = False  # what is lost twice was the reply's doing
         fail: str = ""  # "where:sample:times", of begin or step
         slow: str = ""  # the sample whose steps wait until all others are done
         fault: str = ""
@@ -89,6 +90,10 @@ class Letters(Environment):
         self.living += 1
         self.most = max(self.most, self.living)
         return LettersEpisode(self, sample)
+
+    async def lost(self, sample: Sample, error: RunError) -> Verdict | None:
+        self.note("lost", sample.id, error.what)
+        return Verdict(0.0, "its own doing") if self.options.blame else None
 
 
 class LettersEpisode(Episode):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal
 from cqd_hub.errors import RunError, UserError
 from cqd_hub.evaluation.environments.agentbench_os.data import read_samples
 from cqd_hub.evaluation.environments.agentbench_os.dialects import DIALECTS, Name
-from cqd_hub.evaluation.environments.agentbench_os.episode import TASK_ERROR, Playing, Unplayable
+from cqd_hub.evaluation.environments.agentbench_os.episode import TASK_ERROR, UNKNOWN, Lost, Playing
 from cqd_hub.evaluation.environments.agentbench_os.faults import needs_users
 from cqd_hub.evaluation.environments.agentbench_os.problem import Problem
 from cqd_hub.evaluation.environments.agentbench_os.prompts import (
@@ -80,7 +79,6 @@ class OperatingSystem(Environment):
             )
         self._samples = read_samples(options.data, folder, self._dialect, where=f"{_WHERE}.data")
         self._machines: Machines | None = None
-        self._losses: Counter[tuple[str, ...]] = Counter()
         self._named: set[str] = set()
 
     def samples(self) -> Mapping[str, Sequence[Sample]]:
@@ -107,23 +105,24 @@ class OperatingSystem(Environment):
         problem = Problem.model_validate(sample.document)
         machine = await self._open_machines.start(self._limits)
 
-        async def lost(replies: tuple[str, ...], loss: MachineLost) -> Verdict:
-            return await self._blame((sample.id, *replies), loss)
-
-        playing = Playing(machine, problem, self._dialect, self._prompts, lost=lost)
+        playing = Playing(sample.id, machine, problem, self._dialect, self._prompts)
         try:
             await playing.set_up()
-        except MachineLost as loss:
-            await playing.close()
-            verdict = await self._blame((sample.id,), loss)
-            self._name_broken(sample, verdict.note)
-            return Unplayable(playing.opening, verdict.note)
         except BaseException:
             await playing.close()
             raise
         if playing.broken:
             self._name_broken(sample, playing.broken)
         return playing
+
+    async def lost(self, sample: Sample, error: RunError) -> Verdict | None:
+        """Lost twice, while a fresh machine works, is the doing of what was played on it."""
+        if not isinstance(error, Lost) or not await self._works():
+            return None
+        reason = f"the machine was lost twice: {error.loss}"
+        if error.setting_up:
+            self._name_broken(sample, reason)
+        return Verdict(0.0, UNKNOWN if error.setting_up else TASK_ERROR, reason)
 
     @property
     def _open_machines(self) -> Machines:
@@ -134,24 +133,6 @@ class OperatingSystem(Environment):
     @property
     def _limits(self) -> MachineLimits:
         return MachineLimits(memory_mb=self._dialect.memory_mb, machine_seconds=_MACHINE_SECONDS)
-
-    async def _blame(self, played: tuple[str, ...], loss: MachineLost) -> Verdict:
-        """What to make of a machine that was lost when *played* was played on it.
-
-        The first time nobody knows; lost again by the same replies, while a fresh machine works,
-        it is their doing.
-
-        Raises:
-            RunError: The episode has to be played again.
-        """
-        self._losses[played] += 1
-        if self._losses[played] > 1 and await self._works():
-            return Verdict(0.0, TASK_ERROR, f"the machine was lost twice: {loss}")
-        raise RunError(
-            f"a machine was lost: {loss}",
-            where=f"{_WHERE} {played[0]}",
-            remedy="run the same command again",
-        ) from loss
 
     async def _works(self) -> bool:
         machine = await self._open_machines.start(self._limits)

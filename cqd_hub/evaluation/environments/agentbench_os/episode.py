@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
 from typing import Literal
 
+from cqd_hub.errors import RunError
 from cqd_hub.evaluation.environments.agentbench_os.dialects import Dialect
 from cqd_hub.evaluation.environments.agentbench_os.grammar import (
     Action,
@@ -36,29 +36,41 @@ def reply_text(printed: str) -> str:
     return f"The output of the OS:\n\n{text}" if text else "The output of the OS is empty."
 
 
+class Lost(RunError):
+    """The machine that the sample *name* was played on is gone.
+
+    Args:
+        setting_up: Before the model's turn.
+    """
+
+    def __init__(self, name: str, loss: MachineLost, *, setting_up: bool = False) -> None:
+        self.loss, self.setting_up = loss, setting_up
+        super().__init__(
+            f"a machine was lost: {loss}",
+            where=f"agentbench_os {name}",
+            remedy="run the same command again",
+        )
+
+
 class Playing(Episode):
     """A problem on its machine, set up by `set_up` before the first step.
 
     Args:
+        name: The sample's id.
         machine: A fresh one; the episode closes it.
-        lost: Called with the replies so far when the machine is lost: decides on a verdict, or
-            raises RunError to have the episode played again.
     """
 
     def __init__(
         self,
+        name: str,
         machine: Machine,
         problem: Problem,
         dialect: Dialect,
         prompts: Prompts,
-        *,
-        lost: Callable[[tuple[str, ...], MachineLost], Awaitable[Verdict]],
     ) -> None:
-        self._machine, self._problem = machine, problem
+        self._name, self._machine, self._problem = name, machine, problem
         self._dialect, self._prompts = dialect, prompts
-        self._lost = lost
         self._notes: list[str] = []
-        self._replies: tuple[str, ...] = ()
         self.broken = ""
         asked = Message("user", prompts.before + problem.description)
         self.opening = (*prompts.opening, asked)
@@ -70,8 +82,14 @@ class Playing(Episode):
         ends the episode, unknown.
 
         Raises:
-            MachineLost: The machine died of it.
+            Lost: The machine died of it.
         """
+        try:
+            await self._set_up()
+        except MachineLost as loss:
+            raise Lost(self._name, loss, setting_up=True) from loss
+
+    async def _set_up(self) -> None:
         await self._machine.shell(f"cd {self._dialect.folder}")
         for number, script in enumerate(self._problem.init, start=1):
             ran = await run_script(self._machine, script, self._dialect)
@@ -89,8 +107,6 @@ class Playing(Episode):
     async def step(self, reply: Message) -> Turn:
         if self.broken:
             return self._verdict(0.0, UNKNOWN, self.broken)
-        calls = [f"{call.name} {dict(call.arguments)}" for call in reply.calls]
-        self._replies = (*self._replies, "\n".join([reply.content, *calls]))
         try:
             if self._dialect.tools:
                 return await self._call(reply)
@@ -98,14 +114,14 @@ class Playing(Episode):
             if action is None:
                 return await self._failed(INVALID_ACTION)
             return await self._act(action, "user", "")
-        except MachineLost as lost:
-            return await self._lost(self._replies, lost)
+        except MachineLost as loss:
+            raise Lost(self._name, loss) from loss
 
     async def end(self, status: str) -> Verdict:
         try:
             return await self._failed(status)
-        except MachineLost as lost:
-            return await self._lost((*self._replies, status), lost)
+        except MachineLost as loss:
+            raise Lost(self._name, loss) from loss
 
     async def close(self) -> None:
         await self._machine.close()
@@ -144,17 +160,3 @@ class Playing(Episode):
 
     def _verdict(self, score: float, status: str, reason: str) -> Verdict:
         return Verdict(score, status, "; ".join([*self._notes, *([reason] if reason else [])]))
-
-
-class Unplayable(Episode):
-    """A problem whose set-up destroys its machine: no reply can be judged."""
-
-    def __init__(self, opening: tuple[Message, ...], reason: str) -> None:
-        self.opening = opening
-        self._verdict = Verdict(0.0, UNKNOWN, reason)
-
-    async def step(self, reply: Message) -> Turn:
-        return self._verdict
-
-    async def end(self, status: str) -> Verdict:
-        return self._verdict

@@ -29,8 +29,8 @@ _LIMITS = MachineLimits()
 
 
 class LocalMachine(Machine):
-    def __init__(self, home: Path, shell: asyncio.subprocess.Process) -> None:
-        self.home, self._shell = home, shell
+    def __init__(self, home: Path, shell: asyncio.subprocess.Process, working: bool) -> None:
+        self.home, self._shell, self._working = home, shell, working
 
     async def shell(self, command: str, *, seconds: float | None = None) -> Printed:
         if "LOSE THE MACHINE" in command:
@@ -57,6 +57,8 @@ class LocalMachine(Machine):
         parameters: Sequence[str] = (),
         seconds: float | None = None,
     ) -> Ran:
+        if not self._working:
+            raise MachineLost("it never was")
         start = ["bash", "-c", script, "--"] if language == "bash" else ["python3", "-c", script]
         process = await asyncio.create_subprocess_exec(
             *start,
@@ -82,6 +84,7 @@ class LocalMachines(Machines):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[LocalMachine] = []
+        self.working = True
 
     async def start(self, limits: MachineLimits = _LIMITS) -> Machine:
         home = Path(tempfile.mkdtemp(dir=self.folder))
@@ -94,7 +97,7 @@ class LocalMachines(Machines):
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        self.started.append(LocalMachine(home, shell))
+        self.started.append(LocalMachine(home, shell, self.working))
         return self.started[-1]
 
     async def close(self) -> None:

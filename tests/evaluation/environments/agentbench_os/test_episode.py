@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -227,29 +228,54 @@ def test_only_some_dialects_mind_a_broken_set_up() -> None:
     assert verdict.note.startswith("init script 1 exited with 3")
 
 
-def test_replies_that_destroy_machines_are_told_from_machines_that_die(
-    machines: LocalMachines,
+@pytest.mark.parametrize("works", [True, False])
+def test_a_play_lost_is_to_blame_only_while_a_fresh_machine_works(
+    machines: LocalMachines, works: bool
 ) -> None:
-    deadly = ("bash", "echo LOSE THE MACHINE")
-
-    async def twice(environment: OperatingSystem) -> Verdict:
+    async def lose(environment: OperatingSystem) -> Verdict | None:
         sample = environment.samples()["dev"][0]
-        for again in range(2):
-            episode = await environment.begin(sample)
-            try:
-                if not again:
-                    with pytest.raises(RunError, match="dev-00000: a machine was lost"):
-                        await episode.step(acts(environment, *deadly))
-                else:
-                    verdict = await episode.step(acts(environment, *deadly))
-            finally:
-                await episode.close()
-        assert isinstance(verdict, Verdict)
+        episode = await environment.begin(sample)
+        try:
+            with pytest.raises(RunError, match="dev-00000: a machine was lost") as lost:
+                await episode.step(acts(environment, "bash", "echo LOSE THE MACHINE"))
+        finally:
+            await episode.close()
+        machines.working = works
+        return await environment.lost(sample, lost.value)
+
+    verdict = using(lose)
+    assert len(machines.started) == 2  # the last one to see whether a machine works at all
+    if works:
+        assert verdict == Verdict(0, "task error", "the machine was lost twice: it was asked to go")
+    else:
+        assert verdict is None
+
+
+@pytest.mark.usefixtures("machines")
+def test_what_was_lost_otherwise_is_nobodys_doing() -> None:
+    async def lost(environment: OperatingSystem) -> Verdict | None:
+        return await environment.lost(environment.samples()["dev"][0], RunError("disk full"))
+
+    assert using(lost) is None
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_set_up_that_destroys_its_machine_is_named_once(tmp_path: Path) -> None:
+    record = {"description": "?", "start": "echo LOSE THE MACHINE", "evaluation": {"match": "x"}}
+    (tmp_path / "dev.json").write_text(json.dumps([record]))
+
+    async def lost(environment: OperatingSystem) -> Verdict | None:
+        (sample,) = environment.samples()["dev"]
+        for _ in range(2):
+            with pytest.raises(RunError, match="a machine was lost") as error:
+                await environment.begin(sample)
+            verdict = await environment.lost(sample, error.value)
         return verdict
 
-    verdict = using(twice)
-    assert (verdict.score, verdict.status) == (0, "task error")
-    assert len(machines.started) == 3  # the last one to see whether a machine works at all
+    notes: list[str] = []
+    verdict = using(lost, notes, data=str(tmp_path))
+    assert (verdict.score, verdict.status) == (0, "unknown")
+    assert len([note for note in notes if "dev-00000 cannot be set up" in note]) == 1
 
 
 @pytest.mark.usefixtures("machines")
