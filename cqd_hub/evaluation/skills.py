@@ -48,7 +48,7 @@ def load_skills(
         where = f"skills.{name}"
         found = find_manifest(settings.task, include, folder, f"{where}.task")
         if found is not None:
-            loaded = load_manifest(*found, settings.options, folder, where)
+            loaded = load_manifest(*found, settings.options, folder, where, note)
             skills[name] = EpisodeSkill(name, loaded, recipe, tokenizer, note)
             continue
         if settings.options:

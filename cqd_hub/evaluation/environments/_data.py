@@ -11,6 +11,18 @@ from cqd_hub.hub.client import Hub
 from cqd_hub.hub.data_set import fetch_data_set
 from cqd_hub.hub.reference import is_reference, parse
 
+_FILES = (".json", ".jsonl", ".gz", ".yaml", ".yml")
+
+
+def is_data_set(data: str, folder: Path) -> bool:
+    """Whether what a person wrote is a data set of the Hub: no file's name, nothing in *folder*."""
+    return is_reference(data, folder) and (data.startswith("hf://") or not is_file_name(data))
+
+
+def is_file_name(data: str) -> bool:
+    """Whether it ends like a data file."""
+    return data.endswith(_FILES)
+
 
 def find_data(
     data: str,
@@ -37,7 +49,7 @@ def find_data(
         UserError: Nothing there, or several files that could be meant.
         HubAway: The Hub does not answer.
     """
-    if is_reference(data, folder):
+    if is_data_set(data, folder):
         reference = parse(data, kind="dataset")
         place = fetch_data_set(Hub(note=note), reference, lambda path: _wanted(path, names))
     else:

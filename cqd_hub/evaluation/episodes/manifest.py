@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
@@ -17,6 +17,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from cqd_hub.errors import CqdHubError, UserError
 from cqd_hub.evaluation.environments import ENVIRONMENTS
+from cqd_hub.evaluation.environments._data import is_data_set, is_file_name
 from cqd_hub.evaluation.episodes._interface import Environment
 from cqd_hub.evaluation.episodes.render import Format
 from cqd_hub.files import sha256_of
@@ -25,6 +26,7 @@ from cqd_hub.recipe.load import check, place
 
 _KEY = re.compile(r"^environment[ \t]*:", re.MULTILINE)
 _NAME = re.compile(r"^task[ \t]*:[ \t]*['\"]?([^'\"#\s]+)", re.MULTILINE)
+_OPTION = re.compile(r"(?P<room>\w+)\.(?P<key>\w+)")  # as environments name one in errors
 _OWN = re.compile(r"(?P<file>[^:]+\.py):(?P<name>\w+)")
 
 
@@ -117,7 +119,12 @@ def _is_manifest(path: Path, name: str) -> bool:
 
 
 def load_manifest(
-    path: Path, data: CommentedMap, given: Mapping[str, Any], folder: Path, where: str
+    path: Path,
+    data: CommentedMap,
+    given: Mapping[str, Any],
+    folder: Path,
+    where: str,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Loaded:
     """Check a manifest and make its environment.
 
@@ -127,6 +134,7 @@ def load_manifest(
         given: The recipe's options, over the manifest's.
         folder: Where the recipe's relative paths start.
         where: The skill's place in the recipe, named in errors.
+        note: Called with a line where data are looked for on the Hub.
 
     Raises:
         UserError: Unknown keys, environment or options; or what the environment refuses.
@@ -144,8 +152,19 @@ def load_manifest(
     checked = check(
         CommentedMap({**options, **_placed(kind, given, folder)}), kind.Options, position, "options"
     )
+    asked = getattr(checked, "data", None) if manifest.environment in ENVIRONMENTS else None
+    if isinstance(asked, str) and "://" not in asked and is_data_set(asked, path.parent):
+        note(f"{where}.options.data: there is no folder {asked}, so the Hub is asked for it")
     try:
         environment = kind(checked, path.parent)
+    except UserError as error:
+        option = _OPTION.fullmatch(error.where)
+        if option is None or option["room"] not in ("options", manifest.environment):
+            raise
+        key = option["key"]
+        inside = key in written and key not in given
+        of = f"{where}: {place(path, data, ('options', key))}: " if inside else f"{where}."
+        raise UserError(error.what, where=f"{of}options.{key}", remedy=error.remedy) from None
     except CqdHubError:
         raise
     except Exception as error:  # the user's own code raises whatever it raises
@@ -165,7 +184,8 @@ def _placed(kind: type[Environment], given: Mapping[str, Any], folder: Path) -> 
         if not isinstance(value, str) or field is None or get_origin(field.annotation) is Literal:
             continue
         path = Path(value).expanduser()
-        missing = name == "data" and "/" not in value  # no word, nor a data set of the Hub
+        # No word, nor a data set of the Hub.
+        missing = name == "data" and ("/" not in value or is_file_name(value))
         if value.startswith((".", "~")) or missing or (value and (folder / path).exists()):
             result[name] = str((folder / path).resolve())
     return result

@@ -61,6 +61,10 @@ def test_home_expands(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_missing_or_ambiguous_gets_one_line(checkout: Path) -> None:
     with pytest.raises(UserError, match=r"^options.data: no such file or folder: .*nowhere"):
         find("./nowhere", checkout)
+    # A data set of the Hub could be called so; waiting for one helps nobody.
+    for name in ("data/dev.jsonl", "a/b.json", "a/b.jsonl.gz", "a/b.yaml"):
+        with pytest.raises(UserError, match=f"^options.data: no such file or folder: .*{name}"):
+            find(name, Path("/nowhere"))
     with pytest.raises(UserError, match=r"src holds no data/\*/dev.jsonl nor \*\*/dev.jsonl"):
         find("src", checkout)
     (checkout / "data/os").mkdir()

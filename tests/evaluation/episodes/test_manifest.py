@@ -177,6 +177,30 @@ class TestRefusals:
         manifest(tmp_path)
         assert refused(load, **settings).startswith(f"skills.one.{key}: means nothing for episodes")
 
+    def test_what_an_environment_refuses_names_skill_and_option(
+        self, tmp_path: Path, load: Load
+    ) -> None:
+        line = refused(load, task="agentbench_os")
+        assert line.startswith("skills.one.options.data: needs data, which is not part of cqd-hub")
+        line = refused(load, task="mbpp_plus", options={"data": "data/dev.jsonl"})
+        file = tmp_path / "data" / "dev.jsonl"
+        assert line.startswith(f"skills.one.options.data: no such file or folder: {file} (name a")
+        path = tmp_path / "coding.yaml"
+        path.write_text("environment: evalplus\noptions:\n  data: nothing.jsonl\n")
+        line = refused(load, task="coding")
+        assert line.startswith(f"skills.one: {path}:3:3: options.data: no such file or folder: ")
+
+    def test_the_hub_is_not_asked_in_silence(
+        self, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        asked = "skills.one.options.data: there is no folder ann/bench, so the Hub is asked for it"
+        for given, expected in (("ann/bench", [asked]), ("hf://datasets/ann/bench", [])):
+            notes: list[str] = []
+            with pytest.raises(UserError, match="ann/bench: is not in the cache"):
+                load(notes, task="mbpp_plus", options={"data": given})
+            assert notes == expected
+
     def test_no_samples_and_twins(
         self, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -85,7 +85,7 @@ class EvalPlus(Environment):
         self.rounds = options.rounds
         self.least_seconds = LEAST_SECONDS[options.dialect]
         self.prompts = choose_prompts(options.prompts, options.dialect, folder)
-        self.kind = f"{options.dialect}/{options.tests}/{self.prompts.words}-prompts"
+        self.kind = f"{options.dialect}/{options.tests}/{self.prompts.kind}"
         self._records = _read(options.data, folder)
         self._expectations = Expectations()
         self._sandbox: Sandbox | None = None

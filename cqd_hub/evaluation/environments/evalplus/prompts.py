@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import doctest
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -46,7 +48,7 @@ class Prompts(NamedTuple):
     """Texts with the places ``{prompt}``, ``{entry}``, ``{task}`` and ``{assertion}``.
 
     Args:
-        words: Whose they are, for the record: ``own``, ``no`` or ``given``.
+        words: Whose they are: ``own``, ``no`` or ``given``.
         user: What is asked.
         system: What stands before; may be empty.
         dialect: Its layout.
@@ -56,6 +58,14 @@ class Prompts(NamedTuple):
     user: str
     system: str
     dialect: Dialect
+
+    @property
+    def kind(self) -> str:
+        """Names the texts in the environment's kind; those of a file by their digest."""
+        if self.words != "given":
+            return f"{self.words}-prompts"
+        texts = json.dumps([self.user, self.system])
+        return f"given-prompts-{hashlib.sha256(texts.encode()).hexdigest()[:8]}"
 
     def opening(self, task: Task) -> tuple[Message, ...]:
         """The conversation before the first reply."""

@@ -159,7 +159,11 @@ def test_prompts(ground: Open, tmp_path: Path) -> None:
     system, user = opened.begin("double").opening
     assert (system.role, system.content) == ("system", "Be {brief}.")
     assert user.content == f"Do: {task['prompt'].strip()}double"
-    assert "/given-prompts/" in opened.environment.kind
+    assert "/given-prompts-" in opened.environment.kind
+    given.write_text("system: Be {brief}.\nuser: 'Please do: {prompt}{entry}'\n")
+    assert ground(prompts=str(given)).environment.kind != opened.environment.kind
+    given.write_text("user: 'Do: {prompt}{entry}'\nsystem: Be {brief}.\n")  # the same texts
+    assert ground(prompts=str(given)).environment.kind == opened.environment.kind
 
 
 def test_a_problem_with_braces_stays_as_it_is(ground: Open, tmp_path: Path) -> None:
