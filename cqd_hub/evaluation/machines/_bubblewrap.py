@@ -46,11 +46,10 @@ def launcher_frame(plan: Mapping[str, Any]) -> bytes:
 class BubblewrapMachines(SpareMachines):
     """Started by `box.enter`; see there and `docs/sandbox.md`."""
 
-    kind = "bubblewrap"
-
     def __init__(self, image: Image) -> None:
         super().__init__()
         self._image = image
+        self.kind = f"bubblewrap-{image.digest}"
         self._grouped = has_groups()
         self.single_user = image.ids.count == 1
         users = "one user id" if self.single_user else f"{image.ids.count} user ids of its own"

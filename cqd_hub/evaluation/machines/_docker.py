@@ -22,11 +22,10 @@ DEFAULT_IMAGE = "cqd-hub-machine"
 class DockerMachines(SpareMachines):
     """One container per machine, one command of the engine for all that happens in it."""
 
-    kind = "docker"
-
-    def __init__(self, image: str) -> None:
+    def __init__(self, image: str, digest: str) -> None:
         super().__init__()
         self._image = image
+        self.kind = f"docker-{digest}"
         self.guarantees = (
             "docker: one container per machine without network; root inside with part of Docker's "
             "capabilities, system calls filtered by the engine and by us; memory, written bytes "

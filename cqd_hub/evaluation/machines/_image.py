@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ PACKAGES = (
 )  # fmt: skip
 # In a repository inside the machine, so that `apt install` works there without a network.
 OFFERED = ("jq", "nano", "sudo")
+_PACKAGE = re.compile(r"^(?:Package|Version|Architecture): .*$", re.MULTILINE)
 _BUILD = "cqd-hub sandbox build"
 
 
@@ -47,6 +49,17 @@ class Image:
     @property
     def root(self) -> Path:
         return self.folder / ROOT
+
+    @property
+    def digest(self) -> str:
+        """Of the packages in it with their versions; of what it was made from if it names none."""
+        try:
+            status = (self.root / "var/lib/dpkg/status").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            status = ""
+        entries = ["\n".join(_PACKAGE.findall(entry)) for entry in status.split("\n\n")]
+        facts = sorted(entry for entry in entries if entry) or [self.made]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
 def wanted() -> str:

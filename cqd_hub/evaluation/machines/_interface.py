@@ -115,7 +115,8 @@ class Machines(abc.ABC):
     """One way to have machines, opened once.
 
     Attributes:
-        kind: ``bubblewrap`` or ``docker``.
+        kind: ``bubblewrap-…`` or ``docker-…`` with a digest of the image: what is installed decides
+            what a task gives.
         guarantees: One line for the manifest: what is bounded and what is not.
         single_user: Root is the only user, so `chown`, `su` and apt's own user fail.
     """

@@ -41,6 +41,7 @@ async def open_machines(
     Raises:
         UserError: This kind does not work here; the remedy says why not.
     """
+    chosen = "docker" if kind == "docker" else "bubblewrap"
     machines: SpareMachines = _docker(image) if kind == "docker" else _bubblewrap(image)
     try:
         await (await machines.start()).close()
@@ -48,14 +49,14 @@ async def open_machines(
         await machines.close()
         raise UserError(
             f"machines do not work here: {error.what}",
-            where=f"{machines.kind} machines",
-            remedy=_remedy(machines.kind),
+            where=f"{chosen} machines",
+            remedy=_remedy(chosen),
         ) from None
     except BaseException:
         await machines.close()
         raise
     for line in machines.missing:
-        note(f"{machines.kind} machines: {line}")
+        note(f"{chosen} machines: {line}")
     return machines
 
 
@@ -71,7 +72,7 @@ def _docker(image: str | Path | None) -> DockerMachines:
             "docker is not installed", where="docker machines", remedy=sandboxes.remedy("docker")
         )
     name = str(image or DEFAULT_IMAGE)
-    packages = _packages_of(name)
+    packages, digest = _inspected(name) or (None, "")
     if packages != wanted():
         raise UserError(
             f"there is no image {name}"
@@ -80,23 +81,25 @@ def _docker(image: str | Path | None) -> DockerMachines:
             where="docker machines",
             remedy=f"`cqd-hub sandbox build --docker {name}`",
         )
-    return DockerMachines(name)
+    return DockerMachines(name, digest)
 
 
-def _packages_of(image: str) -> str | None:
-    """What an image of the engine was made of; None without it, empty if it is not ours.
+def _inspected(image: str) -> tuple[str, str] | None:
+    """What an image of the engine was made of, empty if it is not ours, and the start of its id;
+    None without it.
 
     Raises:
         UserError: No engine answers.
     """
-    label = f'{{{{index .Config.Labels "{LABEL}"}}}}'
+    label = f'{{{{index .Config.Labels "{LABEL}"}}}} {{{{.Id}}}}'
     command = ["docker", "image", "inspect", "--format", label, image]
     try:
         done = subprocess.run(command, capture_output=True, timeout=30, check=False, text=True)
     except subprocess.TimeoutExpired:
         done = subprocess.CompletedProcess(command, 1, "", "")
     if done.returncode == 0:
-        return done.stdout.strip()
+        packages, _, name = done.stdout.strip("\n").partition(" ")
+        return packages, name.removeprefix("sha256:")[:8]
     if "o such image" in done.stderr:
         return None
     raise UserError("no engine answers", where="docker machines", remedy=sandboxes.remedy("docker"))

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cqd_hub.errors import CqdHubError, RunError, UserError
+from cqd_hub.evaluation.machines import Image, build_image, find_image, images, open_machines
 from cqd_hub.evaluation.machines import _ids as ids
-from cqd_hub.evaluation.machines import build_image, find_image, images, open_machines
+from cqd_hub.evaluation.machines._bubblewrap import BubblewrapMachines
 from cqd_hub.evaluation.machines._build import pack
 
 
@@ -69,6 +70,21 @@ def test_from_a_tar(cache: Path, tar: Path, tmp_path: Path) -> None:
     (image.root / "root").chmod(0o700)
     built(tar=tar, force=True)
     assert sorted(path.name for path in cache.iterdir()) == ["debian"]
+
+
+def test_other_versions_of_packages_are_another_kind_of_machine(tmp_path: Path) -> None:
+    image = Image(tmp_path, 1, "", "Debian", ids.Ids(0, 0, 1))
+    unnamed = image.digest
+    status = image.root / "var/lib/dpkg/status"
+    status.parent.mkdir(parents=True)
+    entries = [f"Package: {name}\nStatus: ok\nVersion: 1\n" for name in ("bash", "gawk")]
+    status.write_text("\n".join(entries))
+    first = image.digest
+    assert BubblewrapMachines(image).kind == f"bubblewrap-{first}"
+    status.write_text("\n".join(reversed(entries)).replace("Status: ok", "Status: held"))
+    assert image.digest == first
+    status.write_text("\n".join(entries).replace("Version: 1", "Version: 2", 1))
+    assert len({unnamed, first, image.digest}) == 3
 
 
 def test_a_build_that_fails_leaves_nothing(cache: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def play(
         given = {"data": str(data), "machines": kind.name, "image": kind.image or None, **options}
         environment = await opened(given, [].append)
         try:
-            assert environment.kind.endswith(f"/{kind.name}")
+            assert environment.kind.rpartition("/")[2].startswith(f"{kind.name}-")
             samples = environment.samples()
             chosen = choose(samples)
             verdicts = await play_all(environment, chosen, play, at_once=2)
