@@ -7,6 +7,7 @@ import gc
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Coroutine, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any, TypeVar
 import pytest
 
 from cqd_hub.errors import UserError
-from cqd_hub.evaluation.databases import Answered, Table
-from cqd_hub.evaluation.databases.mariadb import MariaDB, _server, open_mariadb
+from cqd_hub.evaluation.databases import Answered, DatabaseLost, Table
+from cqd_hub.evaluation.databases.mariadb import MariaDB, _server, _slot, open_mariadb
 
 if _server._find("mariadbd", "mysqld") is None:
     pytest.skip("MariaDB is not installed", allow_module_level=True)
@@ -336,8 +337,6 @@ def test_a_cancelled_statement_leaves_nothing(bench: Bench) -> None:
 
 def test_the_server_sees_nothing_of_the_host(bench: Bench) -> None:
     server = bench.databases.server
-    if not server.boxed:
-        pytest.skip("no bubblewrap here")
     assert "bubblewrap" in bench.databases.guarantees
     process = server._process
     assert process is not None
@@ -347,26 +346,49 @@ def test_the_server_sees_nothing_of_the_host(bench: Bench) -> None:
         assert "\nUid:\t0" not in status
 
 
-def test_it_works_and_says_so_without_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that the server's user may look into."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def test_it_is_refused_without_a_box(monkeypatch: pytest.MonkeyPatch, open_folder: Path) -> None:
+    broken = open_folder / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'bwrap: no namespaces' >&2\nexit 1\n")
+    broken.chmod(0o755)
     which = shutil.which
-    monkeypatch.setattr(
-        _server.shutil,
-        "which",
-        lambda name, **more: None if name == "bwrap" else which(name, **more),
-    )
+    for found, words in ((None, "apt install bubblewrap"), (str(broken), "no namespaces")):
+        monkeypatch.setattr(
+            _server.shutil,
+            "which",
+            lambda name, found=found, **more: found if name == "bwrap" else which(name, **more),
+        )
+        with pytest.raises(UserError, match=words):
+            asyncio.run(open_mariadb())
 
-    async def play() -> tuple[Answered, str, str]:
-        databases = await open_mariadb()
-        folder = str(databases.server._folder)
-        async with await databases.begin([FLEET]) as session:
-            answer = await session.execute(f"SELECT COUNT(*) FROM {NAME}")
-        await databases.close()
-        return answer, databases.guarantees, folder
 
-    answer, guarantees, folder = asyncio.run(play())
-    assert answer.rows == ((3,),)
-    assert "not in a box" in guarantees
-    assert not Path(folder).exists()
+def test_folders_of_killed_runs_are_swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_server.tempfile, "gettempdir", lambda: str(tmp_path))
+    dead = 1 << 30  # no process has such a number
+    names = (f"cqd-hub-db-{dead}-old", f"cqd-hub-db-{dead}-new", f"cqd-hub-db-{os.getpid()}-old")
+    for name in names:
+        (tmp_path / name / "inner").mkdir(parents=True)
+        if name.endswith("old"):
+            os.utime(tmp_path / name, (0, 0))
+    _server.sweep()
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
+
+
+def test_what_does_not_end_when_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stubborn:
+        def run(self, sql: str) -> Answered:
+            return Answered(((1,),))
+
+    monkeypatch.setattr(_slot, "_KILL_SECONDS", 0.01)
+    with pytest.raises(DatabaseLost):
+        _slot.kill(Stubborn(), 1)  # type: ignore[arg-type]
 
 
 def test_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

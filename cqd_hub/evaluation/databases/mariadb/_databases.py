@@ -48,11 +48,11 @@ async def open_mariadb(
         statement_seconds: Elapsed time of one statement; several together have half as much again.
 
     Raises:
-        UserError: MariaDB or PyMySQL is not installed.
+        UserError: MariaDB, PyMySQL or bubblewrap is not installed, or the last does not work.
         RunError: The server does not start.
     """
     driver()
-    databases = MariaDB(Server(note, statement_seconds), note)
+    databases = MariaDB(Server(statement_seconds), note)
     try:
         await databases._open()
     except BaseException:
@@ -87,16 +87,12 @@ class MariaDB(Databases):
         names = {str(row[0]) for row in known.rows}
         short = {f"utf8mb4_{name}" if name.startswith("uca1400") else name for name in names}
         self._collation = next((name for name in _COLLATIONS if name in short), self._collation)
-        box = (
-            "in bubblewrap without network or host files, its data on a tmpfs of 1 GiB"
-            if self.server.boxed
-            else "not in a box, its files those of an ordinary user"
-        )
         self.guarantees = (
             f"MariaDB {self.server.version}, {SQL_MODE}, {self._collation}; a private socket, one "
             "database and one user limited to it per sample, no FILE, no local files; statements "
             f"end after {self.server.statement_seconds:g} s, files at 256 "
-            f"MiB, memory of the server at 4 GiB; {box}"
+            f"MiB, memory of the server at 4 GiB; in bubblewrap without network or host files, its "
+            "data on a tmpfs of 1 GiB"
         )
 
     async def ready(self) -> int:
@@ -306,21 +302,24 @@ class MariaSession(Session):
             self._connection = None
 
     async def _end_connection(self) -> None:
-        """Close the connection, and wait until the server has let go of what it held."""
+        """Close the connection, and wait until the server has let go of what it held.
+
+        Raises:
+            DatabaseLost: It does not, or is gone.
+        """
         if self._connection is None or self._slot is None:
             return
         number = self._connection.id
         self._drop_connection()
-        with contextlib.suppress(DatabaseLost):
-            await self._databases.threaded(kill, self._slot.admin, number)
+        await self._databases.threaded(kill, self._slot.admin, number)
 
     async def close(self) -> None:
         slot = self._slot
         if slot is None:
             return
         if not self._stale:
-            await self._end_connection()
             with contextlib.suppress(DatabaseLost):
+                await self._end_connection()
                 drop = f"DROP DATABASE IF EXISTS {slot.name}"
                 if not (await self._databases.threaded(slot.admin.run, drop)).error:
                     self._databases.give_back(self._epoch, slot)

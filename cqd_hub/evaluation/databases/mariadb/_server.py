@@ -10,7 +10,7 @@ import socket
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 from cqd_hub.errors import RunError, UserError
@@ -19,6 +19,7 @@ from cqd_hub.evaluation.sandbox._start import spare_uid
 
 _START_SECONDS = 60.0
 _DISK_MB, _FILE_MB, _MEMORY_MB = 1024, 256, 4096
+_FOLDER = "cqd-hub-db-"
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/bin", "/usr/bin")
 _INSTALL = "install it: `apt install mariadb-server-core mariadb-client-core`"
 # MySQL 8's default; MariaDB's own is more forgiving.
@@ -96,24 +97,52 @@ def find_programs() -> tuple[str, str, str]:
     return os.path.realpath(server), os.path.realpath(installer), version.partition("-")[0]
 
 
+def _answers(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(path)
+            return True
+    return False
+
+
+def sweep() -> None:
+    """Remove the folders that runs left which were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        number = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        with contextlib.suppress(OSError):
+            # A process in another container has a number too, but its server answers.
+            if number.isdecimal() and not Path("/proc", number).exists():
+                old = time.time() - folder.stat().st_mtime > 2 * _START_SECONDS
+                if old and not _answers(str(folder / "s")):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
 class Server:
-    """One server process at a time; `start` again after it has died, with nothing left of before.
+    """One server process at a time, in bubblewrap; `start` again after it has died, with nothing
+    left of before.
 
     Args:
-        note: Called with a line for what a person should know.
         statement_seconds: Elapsed time of one statement.
 
     Attributes:
         version: MariaDB's.
-        boxed: Whether it runs in bubblewrap.
         epoch: Grows with every start.
+
+    Raises:
+        UserError: MariaDB or bubblewrap is not installed.
     """
 
-    def __init__(self, note: Callable[[str], None], statement_seconds: float) -> None:
+    def __init__(self, statement_seconds: float) -> None:
         self._server, self._installer, self.version = find_programs()
-        self._note, self.statement_seconds = note, statement_seconds
-        self._bwrap = shutil.which("bwrap")
-        self.boxed = self._bwrap is not None
+        self.statement_seconds = statement_seconds
+        bwrap = shutil.which("bwrap")
+        if bwrap is None:
+            raise UserError(
+                "MariaDB runs only in bubblewrap, which is not installed",
+                remedy="install it: `apt install bubblewrap`; or write engine: sqlite",
+            )
+        self._bwrap = bwrap
         self.epoch = 0
         self._process: asyncio.subprocess.Process | None = None
         self._folder: str | None = None
@@ -130,14 +159,16 @@ class Server:
         """Start it and wait until it answers.
 
         Raises:
+            UserError: bubblewrap may not do what it must here.
             RunError: It does not start.
         """
         await self.stop()
         words = await self._try()
-        if words and self.boxed and words.startswith("bwrap:"):
-            self.boxed = False
-            self._note(f"MariaDB runs without a box: {words}")
-            words = await self._try()
+        if words.startswith("bwrap:"):
+            raise UserError(
+                f"MariaDB runs only in bubblewrap, which does not work here: {words}",
+                remedy="allow user namespaces; or write engine: sqlite",
+            )
         if words:
             raise RunError(
                 f"MariaDB does not start: {words}",
@@ -147,7 +178,8 @@ class Server:
 
     async def _try(self) -> str:
         """Return why it did not start, or nothing."""
-        self._folder = tempfile.mkdtemp(prefix="cqd-hub-db-")
+        await asyncio.to_thread(sweep)
+        self._folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
         uid = spare_uid() if os.geteuid() == 0 else None
         if uid is not None:
             os.chown(self._folder, uid, uid)
@@ -158,7 +190,7 @@ class Server:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=errors,
-                env={} if self.boxed else {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                env={},
                 cwd="/",
                 user=uid,
                 group=uid,
@@ -176,24 +208,16 @@ class Server:
         return printable(words[-1]) if words else "no reason given"
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.stat(self.socket).st_mode):
-                with socket.socket(socket.AF_UNIX) as probe:
-                    probe.connect(self.socket)
-                return True
-        return False
+        return _answers(self.socket)
 
     def _command(self) -> list[str]:
         assert self._folder is not None
-        data, where = ("/data", "/run/db/s") if self.boxed else (f"{self._folder}/d", self.socket)
         script = [
             "/bin/sh", "-c", _SCRIPT, "sh", str(_FILE_MB * 2048), str(_MEMORY_MB * 1024),
-            data, where, self._installer, self._server, *_OPTIONS,
+            "/data", "/run/db/s", self._installer, self._server, *_OPTIONS,
             f"--max-statement-time={self.statement_seconds}",
         ]  # fmt: skip
-        if not self.boxed:
-            return script
-        command = [str(self._bwrap)]
+        command = [self._bwrap]
         for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
             if os.path.islink(path):
                 command += ["--symlink", os.readlink(path), path]
@@ -217,10 +241,7 @@ class Server:
         """End it now; `start` makes another."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                if self.boxed:
-                    self._process.kill()  # the box ends with its first process
-                else:
-                    os.killpg(self._process.pid, 9)
+                self._process.kill()  # the box ends with its first process
 
     async def stop(self) -> None:
         """End it and remove its folder."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from cqd_hub.errors import UserError
-from cqd_hub.evaluation.databases._interface import Table
+from cqd_hub.evaluation.databases._interface import DatabaseLost, Table
 from cqd_hub.evaluation.sandbox import printable
 
 from ._connection import Connection
 
+_KILL_SECONDS = 10.0
 _INSERT_BYTES = 200_000
 _RIGHTS = (
     "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, "
@@ -93,9 +95,14 @@ def digest(slot: Slot, table: str, columns: Sequence[str] | None) -> str:
 
 
 def kill(admin: Connection, number: int) -> None:
-    """Kill a connection of another; that it is gone already is fine."""
+    """Kill a connection of another and wait for its end; that it is gone already is fine.
+
+    Raises:
+        DatabaseLost: It does not end.
+    """
     admin.run(f"KILL {number}")
-    while admin.run(
-        f"SELECT 1 FROM information_schema.processlist WHERE id = {number}"
-    ).rows:  # a killed statement ends within milliseconds
-        pass
+    deadline = time.monotonic() + _KILL_SECONDS
+    while admin.run(f"SELECT 1 FROM information_schema.processlist WHERE id = {number}").rows:
+        if time.monotonic() > deadline:
+            raise DatabaseLost("a killed statement does not end")
+        time.sleep(0.001)  # most end within milliseconds

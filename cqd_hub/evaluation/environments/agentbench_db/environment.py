@@ -95,7 +95,7 @@ class DBBench(Environment):
         # A text dialect hears the model once more after the last statement.
         self.rounds = self.operations if self.calls else self.operations + 1
         self.tools = self.prompts.tools
-        self.kind = f"{options.dialect}/{self.prompts.whose}-prompts/{options.engine}"
+        self.kind = f"{options.dialect}/{self.prompts.kind}/{options.engine}"
         self._samples: Mapping[str, Sequence[Sample]] | None = None
         self._databases: Databases | None = None
 

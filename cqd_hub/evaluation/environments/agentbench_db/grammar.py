@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_ACTION = re.compile(r"Action: (.*?)\n")
-_SQL = re.compile(r"```sql\n([\s\S]*?)\n```")
+_LONGEST = 1 << 17  # characters of a reply that are read
 _FINAL = re.compile(r"\nFinal Answer:(.*)")
 
 
@@ -30,11 +29,19 @@ def read(reply: str) -> Reading:
 
     ``Action: Operation`` must end its line; an answer's line must have one before it.
     """
-    action = _ACTION.search(reply)
-    sql = _SQL.search(reply)
+    reply = reply[:_LONGEST]
+    action = _between(reply, "Action: ", "\n")
+    sql = _between(reply, "```sql\n", "\n```")
     answer = _FINAL.search(reply)
     return Reading(
-        operates=action is not None and action[1] == "Operation",
-        sql=sql[1].strip().replace("\n", " ") if sql else None,
+        operates=action == "Operation",
+        sql=None if sql is None else sql.strip().replace("\n", " "),
         answer=answer[1] if answer else None,
     )
+
+
+def _between(text: str, first: str, last: str) -> str | None:
+    """What ``first(.*?)last`` finds, in linear time: who has no end behind it has none later."""
+    _, found, rest = text.partition(first)
+    inside, ended, _ = rest.partition(last)
+    return inside if found and ended else None

@@ -6,6 +6,7 @@ Their text is read from their source as a literal, never run, and never kept her
 from __future__ import annotations
 
 import ast
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +100,15 @@ class Prompts(NamedTuple):
     text: str
     parts: Mapping[str, str]
     tools: tuple[Tool, ...]
+
+    @property
+    def kind(self) -> str:
+        """Names the text in the environment's kind; what was read from a file, by its digest."""
+        if self.whose not in ("upstream", "given"):
+            return f"{self.whose}-prompts"
+        words = repr((self.text, sorted(self.parts.items()), self.tools))
+        digest = hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()
+        return f"{self.whose}-prompts-{digest[:8]}"
 
     def opening(self, problem: Problem) -> tuple[Message, ...]:
         """A text dialect's conversation before the first reply."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ PROBLEM = Problem("other", "Who?", "A table t.", "It rains.", (), ("x",), (), ""
         ("x\nFinal Answer: a\nFinal Answer: b", Reading(False, None, " a")),
         ("x\nFinal Answer:", Reading(False, None, "")),
         ("", Reading(False, None, None)),
+        ("Action: " * 1_000_000, Reading(False, None, None)),
+        ("```sql\n " * 1_000_000, Reading(False, None, None)),
     ],
 )  # fmt: skip
 def test_replies_are_read_to_the_letter(reply: str, reading: Reading) -> None:
@@ -176,7 +179,10 @@ def test_the_original_text_is_read_and_never_run(dialect: str, tmp_path: Path) -
     options = DBBench.Options(
         data="x.jsonl", dialect=dialect, engine="mariadb", prompts=str(tmp_path), faithful=True
     )
-    assert DBBench(options, Path("/")).kind == f"{dialect}/upstream-prompts/mariadb"
+    kind = DBBench(options, Path("/")).kind
+    assert re.fullmatch(f"{dialect}/upstream-prompts-[0-9a-f]{{8}}/mariadb", kind)
+    file.write_text(file.read_text().replace("Do as told", "Do as you like"))
+    assert DBBench(options, Path("/")).kind != kind
 
 
 def test_prompts_of_ones_own(tmp_path: Path) -> None:
@@ -189,6 +195,10 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("Be quick.")
     mine = read_prompts("mine.txt", "cycleqd", tmp_path)
     assert (mine.whose, mine.text) == ("given", "Be quick.")
+    (tmp_path / "mine.txt").write_text("Be slow.")
+    other = read_prompts("mine.txt", "cycleqd", tmp_path)
+    assert re.fullmatch("given-prompts-[0-9a-f]{8}", other.kind)
+    assert other.kind != mine.kind
 
 
 def test_prompts_that_are_not_there(tmp_path: Path) -> None:
