@@ -192,6 +192,6 @@ def _script(given: Any, scripts: Path, missing: list[str]) -> dict[str, Any] | N
     if inside and path.is_file():
         return {"language": language, "code": path.read_text(encoding="utf-8")}
     if (stem := Path(name).stem) in NAMES:
-        return {"language": "stock", "code": stem}
+        return {"language": "python", "code": "exit(1)", "stock": stem}
     missing.append(name)
     return {"language": language, "code": "exit 1"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
+import json
+import sys
 from typing import NamedTuple
 
 from cqd_hub.evaluation.environments.agentbench_os import stock
@@ -14,6 +16,15 @@ SCRIPT_SECONDS = 120.0
 # Both run the script given as first parameter with the others, in the folder named in front.
 _BASH = 'cd -- "$1" && exec bash -c "$2" -- "${@:3}"'
 _PYTHON = 'cd -- "$1" && exec python3 -c "${@:2}"'
+
+_LONGEST_ANSWER = 65_536  # characters
+# CPU time, not elapsed: an answer must not fail because a machine is busy.
+_SEARCH = """
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
+regex, answer = json.load(sys.stdin)
+sys.stdout.write("no" if re.search(regex, answer) is None else "yes")
+"""
 
 
 class Judgement(NamedTuple):
@@ -52,7 +63,7 @@ async def judge(
         MachineLost: As `Machine.run`.
     """
     if problem.match is not None:
-        return _matches(problem.match, answer)
+        return await _matches(problem.match, answer)
     parameters: tuple[str, ...] = (str(answer),)
     if "\0" in parameters[0]:
         return Judgement(False, "the answer holds a NUL")
@@ -60,9 +71,11 @@ async def judge(
         script = script or problem.example
         if script is None:
             return Judgement(False, f"check {number} is the example, which is missing")
-        if script.language == "stock":
-            if not stock.accepts(script.code, parameters):
-                return Judgement(False, f"{script.code} refused {_shown(parameters)}")
+        known = script.stock or (script.language == "python" and stock.name_of(script.code))
+        if known:
+            if not stock.accepts(known, parameters):
+                return Judgement(False, f"{known} refused {_shown(parameters)}")
+            parameters = (*parameters, "")
             continue
         ran = await run_script(machine, script, dialect, parameters)
         if ran.exit_code != 0:
@@ -72,7 +85,7 @@ async def judge(
     return Judgement(True, f"accepted {_shown(parameters[:1])}")
 
 
-def _matches(match: Match, answer: str | None) -> Judgement:
+async def _matches(match: Match, answer: str | None) -> Judgement:
     if answer is None:
         return Judgement(False, "no answer")
     if match.strip:
@@ -80,8 +93,34 @@ def _matches(match: Match, answer: str | None) -> Judgement:
     if match.answer is not None:
         passed = answer == match.answer
     else:
-        passed = re.search(match.regex or "", answer) is not None
+        found = await _search(match.regex or "", answer)
+        if found is None:
+            return Judgement(False, f"matching took too long on {_shown((answer,))}")
+        passed = found
     return Judgement(passed, f"{'accepted' if passed else 'refused'} {_shown((answer,))}")
+
+
+async def _search(regex: str, answer: str) -> bool | None:
+    """Whether *regex* is found in *answer*; None where that takes too long.
+
+    Searched in a process of its own: an answer can make a regular expression search for ever.
+    """
+    if len(answer) > _LONGEST_ANSWER:
+        return None
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-I", "-S", "-c", _SEARCH),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        said, _ = await process.communicate(json.dumps([regex, answer]).encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return {b"yes": True, b"no": False}.get(said)
 
 
 def _shown(parameters: tuple[str, ...]) -> str:

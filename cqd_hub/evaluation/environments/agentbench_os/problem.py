@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from cqd_hub.recipe import Strict
 
 
 class Script(Strict):
-    """*code* in bash or Python; or, with language ``stock``, the name of a check in `stock`."""
+    """*code* in *language*; where the code is not at hand, the name of a check in `stock`."""
 
-    language: Literal["bash", "python", "stock"] = "bash"
+    language: Literal["bash", "python"] = "bash"
     code: str
+    stock: str = ""
 
 
 class Match(Strict):
@@ -22,6 +24,15 @@ class Match(Strict):
     answer: str | None = None
     regex: str | None = None
     strip: bool = True
+
+    @field_validator("regex")
+    @classmethod
+    def _readable(cls, regex: str | None) -> str | None:
+        try:
+            re.compile(regex or "")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return regex
 
     @model_validator(mode="after")
     def _something(self) -> Match:

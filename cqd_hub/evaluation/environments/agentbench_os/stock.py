@@ -1,12 +1,13 @@
-"""The check scripts that every data file names, compared here where a checkout does not bring them.
+"""The check scripts that every data file names, compared here.
 
 A script gets the answer and what the reference command printed. Upstream these are Python programs
 run in the machine; the comparison needs nothing of the machine, so it is made outside, where no
-agent reaches it, with the same verdicts.
+agent reaches it, with the same verdicts. A checkout's own are known by their text.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 _UNITS = {"B": 0, "Byte": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
@@ -33,6 +34,22 @@ _CHECKS: dict[str, Callable[[str, str], bool]] = {
     "size-match": lambda answer, reference: _size(answer) == _size(reference),
 }
 NAMES = frozenset(_CHECKS)
+
+# Digest of the text without white space → what it compares: all that AgentBench has published.
+_BY_TEXT = {
+    "3c5fdf2dd85886d5": "integer-match",
+    "a439e2d8a0db5c8a": "integer-match",  # prints the reference, too
+    "d7de0b46e8e7e6d3": "string-match",
+    "2f5974391e602aa4": "containing",
+    "ccf634536979eed3": "in",
+    "6b447cb9cc6ec5da": "size-match",
+}
+
+
+def name_of(code: str) -> str:
+    """The stock check whose Python text *code* is, or empty."""
+    text = "".join(code.split())
+    return _BY_TEXT.get(hashlib.sha256(text.encode()).hexdigest()[:16], "")
 
 
 def accepts(name: str, parameters: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 from cqd_hub.errors import RunError
 from cqd_hub.evaluation.environments.agentbench_os import OperatingSystem
 from cqd_hub.evaluation.environments.agentbench_os.problem import Problem
+from cqd_hub.evaluation.environments.agentbench_os.stock import name_of
 from cqd_hub.evaluation.episodes import (
     ROUNDS_SPENT,
     Message,
@@ -46,7 +47,7 @@ def answer_of(problem: Problem, seen: str) -> str | None:
     if problem.match is not None:
         return problem.match.answer if problem.match.answer is not None else "welcome"
     if None in problem.check:
-        names = {script.code for script in problem.check if script is not None}
+        names = {script.stock or name_of(script.code) for script in problem.check if script}
         return seen.split()[0] if "in" in names and seen.split() else seen.strip()
     # A check that only looks at what was done gets a word, where the sample asks for an answer.
     return seen.strip() or None

@@ -72,7 +72,7 @@ def test_scripts_come_from_the_checkout_else_from_stock_else_are_a_fault() -> No
     assert check is not None
     assert check.language == "python"
     assert "checkout's own" in check.code
-    stock = Script(language="stock", code="integer-match")
+    stock = Script(language="python", code="exit(1)", stock="integer-match")
     assert problem(samples["std-001-count-00000"]).check[1] == stock
     assert problem(samples["dev-00003"]).check == (None, stock)
     assert "wellcome" in problem(samples["dev-00002"]).init[0].code
@@ -119,6 +119,16 @@ def test_cycleqds_samples(tmp_path: Path) -> None:
             "dev.json",
             '[{"description": "x", "evaluation": {"check": {"code": "", "language": "c"}}}]',
             "check.0.language: ",
+        ),
+        (
+            "dev.json",
+            '[{"description": "x", "evaluation": {"check": {"code": "", "language": "stock"}}}]',
+            "check.0.language: Input should be 'bash' or 'python'",
+        ),
+        (
+            "dev.json",
+            '[{"description": "x", "evaluation": {"match": {"regex": "("}}}]',
+            "match.regex: not a regular expression: missing )",
         ),
         ("dev.json", '[{"problem": [], "index": 0}]', "lacks 'config'"),
         ("samples.pkl", "\x80", "pickles are not read"),

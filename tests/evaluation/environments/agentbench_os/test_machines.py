@@ -13,6 +13,7 @@ import pytest
 
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.environments.agentbench_os.problem import Problem
+from cqd_hub.evaluation.environments.agentbench_os.stock import name_of
 from cqd_hub.evaluation.episodes import Sample, Verdict
 from cqd_hub.evaluation.machines import open_machines
 from tests.evaluation.environments.agentbench_os.gold import (
@@ -107,7 +108,7 @@ def hundred(samples: Mapping[str, Sequence[Sample]]) -> list[Sample]:
 
 def check_of(sample: Sample) -> str:
     (script,) = [one for one in Problem.model_validate(sample.document).check if one is not None]
-    return script.code
+    return script.stock or name_of(script.code)
 
 
 @pytest.mark.parametrize("dialect", ["agentbench-v0.2", "agentbench-fc"])

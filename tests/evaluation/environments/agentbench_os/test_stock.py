@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cqd_hub.evaluation.environments.agentbench_os.stock import NAMES, accepts
+from cqd_hub.evaluation.environments.agentbench_os.stock import NAMES, accepts, name_of
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,14 @@ def test_verdicts(name: str, answer: str, reference: str, passes: bool) -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_an_answer_without_a_reference_does_not_pass(name: str) -> None:
     assert not accepts(name, ("1",))
+
+
+def test_a_checkouts_own_text_is_known_whatever_its_white_space() -> None:
+    code = """
+from sys import argv
+if int(argv[1]) == int(argv[2]):
+    exit(0)
+exit(1)
+"""
+    assert name_of(code) == name_of(code.replace(":\n    ", ": ")) == "integer-match"
+    assert name_of(code.replace("exit(0)", "exit(2)")) == ""
