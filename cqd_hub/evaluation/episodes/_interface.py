@@ -171,6 +171,11 @@ class Environment(abc.ABC):
     def samples(self) -> Mapping[str, Sequence[Sample]]:
         """Data set split → its samples, in a fixed order."""
 
+    def remembered(self, reply: str) -> bool:
+        """Whether turns from this reply on may be remembered, where the environment is repeatable;
+        *reply* is the model's whole text."""
+        return True
+
     async def open(self, resources: Resources) -> None:  # noqa: B027
         """Start what episodes need: sandboxes, servers.
 

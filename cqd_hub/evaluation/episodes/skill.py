@@ -188,6 +188,8 @@ class EpisodeSkill:
         note = judged.note.removeprefix(_noted(sample, ""))
         verdict = Verdict(judged.score, judged.finish, note)
         for exchange in exchanges:
+            if not self._environment.remembered(exchange.reply):
+                return
             replies.append(exchange.reply)
             memory.turns[key_of(sample.id, replies)] = exchange.seen or verdict
         if judged.finish != NO_NUMBERS and (not exchanges or exchanges[-1].seen is not None):

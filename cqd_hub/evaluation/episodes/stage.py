@@ -80,6 +80,7 @@ class Scene:
         self._episode: Episode | None = None
         self._replies: list[Message] = []
         self._said: list[str] = []
+        self._remembered = True
         self._played = 0  # of the replies, by the real episode
 
     async def opening(self) -> tuple[Message, ...]:
@@ -96,6 +97,7 @@ class Scene:
         """What follows a reply; *said* is what it is known by."""
         self._replies.append(reply)
         self._said.append(said)
+        self._remembered = self._remembered and self._stage.environment.remembered(said)
         return await self._known(key_of(self._sample.id, self._said), self._play)
 
     async def end(self, status: str) -> Verdict:
@@ -124,7 +126,7 @@ class Scene:
     async def _known(self, key: Key, find: Callable[[], Awaitable[Turn]]) -> Turn:
         """From memory, else found out; what another scene is finding out is waited for."""
         memory = self._stage.memory
-        if memory is None:
+        if memory is None or not self._remembered:
             return await find()
         while True:
             if (turn := memory.turns.get(key)) is not None:

@@ -90,3 +90,19 @@ def test_what_is_not_repeatable_is_played_again(tmp_path: Path, basis: Basis) ->
     play(tmp_path, basis, both)
     begun = log(tmp_path, "begin")
     assert len(begun) == 3 * 6
+
+
+def test_a_reply_that_is_an_exception_is_played_again(tmp_path: Path, basis: Basis) -> None:
+    manifest(tmp_path)
+    plain = play(tmp_path, basis, both)
+    executed = log(tmp_path, "step")
+    (tmp_path / "log.txt").unlink()
+    manifest(tmp_path, "Forgetful")
+
+    async def resumed(evaluator: Evaluator, candidates: list[Candidate]) -> list[Evaluation]:
+        for one in judged(plain[0]):
+            evaluator.recall(one)
+        return await both(evaluator, candidates)
+
+    assert [facts(one) for one in play(tmp_path, basis, resumed)] == [facts(one) for one in plain]
+    assert sorted(log(tmp_path, "step")) == sorted(executed)

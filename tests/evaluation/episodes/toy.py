@@ -132,6 +132,13 @@ class Remembered(Letters):
     repeatable = True
 
 
+class Forgetful(Remembered):
+    """Remembered, but for what follows any reply."""
+
+    def remembered(self, reply: str) -> bool:
+        return False
+
+
 class Calling(Letters):
     """Wants a function called."""
 

@@ -295,6 +295,20 @@ def test_kind_names_dialect_prompts_and_engine() -> None:
     assert "agentbench-v0.2/own-prompts/sqlite" in kinds
 
 
+def test_what_is_not_repeatable_is_not_remembered(bench: Bench) -> None:
+    remembered = bench.environment().remembered
+    assert remembered(operation("SELECT Ship, NOW(), RAND() FROM `Sailing Log`"))
+    for sql in (
+        "SELECT UUID()",
+        "SELECT uuid_short()",
+        "SELECT CONNECTION_ID()",
+        "SHOW PROCESSLIST",
+    ):
+        once, again = (bench.play(OTHER, operation(sql))[0] for _ in "12")
+        assert remembered(operation(sql)) == (bench.engine == "sqlite")
+        assert once == again or bench.engine == "mariadb"
+
+
 def test_no_data_is_one_line() -> None:
     with pytest.raises(UserError, match="no data"):
         DBBench(DBBench.Options(), Path("/"))
