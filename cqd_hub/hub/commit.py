@@ -159,7 +159,8 @@ def commit(hub: Hub, repo: str, kind: Kind, build: Builder, *, mark: str) -> Com
         except RuntimeError as error:
             # The client's word for a failed upload; or one of its threads has closed the
             # connection that others were using.
-            if isinstance(cause := error.__cause__, Exception) and type(cause) is not RuntimeError:
+            closed = (RuntimeError, AttributeError)
+            if isinstance(cause := error.__cause__, Exception) and type(cause) not in closed:
                 raise cause from None
             raise ConnectionError(str(cause or error)) from None
         except json.JSONDecodeError:

@@ -82,7 +82,9 @@ def test_bad_files(tmp_path: Path, text: str, what: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"x" * 999)[:-9], b""])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"x" * 999)[:-9], b""], ids=["text", "cut", "empty"]
+)
 def test_damaged_archives(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tasks.jsonl.gz"
     path.write_bytes(content)
