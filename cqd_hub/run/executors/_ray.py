@@ -60,7 +60,6 @@ class RayExecutor:
         self._refused: set[str] = set()  # nodes that lack something
         self._free: asyncio.Queue[_Hand] = asyncio.Queue()
         self._recruiter: asyncio.Task[None] | None = None
-        self._lost: UserError | None = None
 
     @property
     def workers(self) -> int:
@@ -146,7 +145,7 @@ class RayExecutor:
             except TimeoutError:
                 if self._crew:  # all are busy with long jobs
                     continue
-                raise self._lost or RunError(
+                raise RunError(
                     f"no worker came within {_PATIENCE:g} s",
                     where="ray",
                     remedy="see `ray status`, then run the same command again",
