@@ -148,16 +148,27 @@ class TestRay:
         self, local: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "run"
-        process = run(local / "recipe.yaml", out, *RAY, "--workers", "2", "--children", "12")
+        process = run(local / "recipe.yaml", out, *RAY, "--workers", "2", "--children", "24")
         wait_for(lambda: evaluated(out) > 5, process)
-        actors = workers_of(process, "ray::")
-        assert len(actors) >= 2
+        actors = workers_of(process, "ray::_Actor")
+        assert len(actors) == 2
         os.kill(actors[0], signal.SIGKILL)
         assert process.wait() == 0, process.communicate()
         assert "a worker ended" in (out / "log.txt").read_text()
-        complete(out, 12)
+        complete(out, 24)
         archived = archives(out, local / "recipe.yaml")
         assert archived == archives(out, local / "recipe.yaml")
+
+    @pytest.mark.slow
+    def test_the_runs_own_node_ends(self, local: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        process = run(local / "recipe.yaml", out, *RAY, "--workers", "2", "--children", "900")
+        wait_for(lambda: evaluated(out) > 5, process)
+        (node,) = workers_of(process, "/raylet/raylet ")
+        os.kill(node, signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1, err
+        assert "error: ray: the node that this run reaches the cluster through has ended" in err
 
     @pytest.mark.slow
     def test_nodes_may_join_and_leave(self, local: Path, tmp_path: Path) -> None:

@@ -44,6 +44,19 @@ def state(basis: Basis, expert: int) -> dict[str, torch.Tensor]:
     return Materialiser(basis).state(genome, dtype=torch.float64)
 
 
+def test_tokens_are_not_taken_from_a_tokenizer_of_another_family(tmp_path: Path) -> None:
+    """Qwen2's class adds a token to the very files that Llama's reads as they are."""
+    for name in ("qwen2", "llama"):
+        base = make_model(name, tmp_path / name)
+        plain = fine_tune(base, tmp_path / f"{name}-plain", seed=3, dtype=torch.float32)
+        shutil.copytree(base, plain, ignore=shutil.ignore_patterns("model*"), dirs_exist_ok=True)
+        own, theirs = base / "tokenizer.json", tmp_path / "qwen2" / "tokenizer.json"
+        assert own.read_bytes() == theirs.read_bytes()
+        open_models(base, [plain], cache=tmp_path / "cache")
+    one = grown(base, tmp_path / "one", ["<a>"])
+    assert open_models(base, [one], cache=tmp_path / "cache")[0].vocabulary
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_added_tokens_extend_everybody(name: str, tmp_path: Path) -> None:
     base = make_model(name, tmp_path / "base")

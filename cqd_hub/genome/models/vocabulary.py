@@ -182,7 +182,9 @@ _KNOWN: dict[str, dict[int, str]] = {}
 
 def _tokens(folder: Path) -> dict[int, str]:
     """Number → token of the tokenizer in a folder (read once per content)."""
-    key = " ".join(f"{file.name} {sha256_of(file)}" for file in _tokenizer_files(folder))
+    # The model's type decides the tokenizer's class, and some classes add tokens of their own.
+    deciding = [*_tokenizer_files(folder), *folder.glob("special_tokens*"), folder / "config.json"]
+    key = " ".join(f"{file.name} {sha256_of(file)}" for file in deciding if file.is_file())
     if key not in _KNOWN:
         _KNOWN[key] = {number: token for token, number in _tokenizer(folder).get_vocab().items()}
     return _KNOWN[key]

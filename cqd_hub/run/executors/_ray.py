@@ -75,8 +75,7 @@ class RayExecutor:
             import ray
 
             stores: dict[str, dict[str, Any]] = {}
-            several = len([node for node in ray.nodes() if node["Alive"]]) > 1
-            if several or self._address is not None:
+            if len(_nodes()) > 1 or self._address is not None:
                 for store, name, path in basis_files(self._basis):
                     stores.setdefault(store, {})[name] = ray.put(path.read_bytes())
             self._stores = stores
@@ -139,19 +138,31 @@ class RayExecutor:
         )
 
     async def _next_hand(self) -> _Hand:
+        assert self._recruiter is not None
         while True:
+            coming = asyncio.ensure_future(self._free.get())
             try:
-                hand = await asyncio.wait_for(self._free.get(), _PATIENCE)
-            except TimeoutError:
-                if self._crew:  # all are busy with long jobs
-                    continue
+                await asyncio.wait(
+                    (coming, self._recruiter),
+                    timeout=_PATIENCE,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            except asyncio.CancelledError:
+                if coming.done():
+                    self._free.put_nowait(coming.result())
+                raise
+            finally:
+                coming.cancel()
+            if self._recruiter.done():
+                await self._recruiter  # raises what ended it
+            if coming.done() and (hand := coming.result()) in self._crew:
+                return hand
+            if not coming.done() and not self._crew:  # else all are busy with long jobs
                 raise RunError(
                     f"no worker came within {_PATIENCE:g} s",
                     where="ray",
                     remedy="see `ray status`, then run the same command again",
-                ) from None
-            if hand in self._crew:
-                return hand
+                )
 
     def _dismiss(self, hand: _Hand, words: str) -> None:
         if hand in self._crew:
@@ -161,8 +172,15 @@ class RayExecutor:
     # Who works.
 
     async def _keep_recruiting(self) -> None:
+        own = _own_node()
         while True:
             await asyncio.sleep(_LOOK)
+            if own not in await asyncio.to_thread(_nodes):
+                raise RunError(
+                    "the node that this run reaches the cluster through has ended",
+                    where="ray",
+                    remedy="run the same command again; no evaluated child is lost",
+                )
             with contextlib.suppress(CqdHubError):  # told by a note
                 await self._recruit()
 
@@ -313,16 +331,39 @@ def _knock(address: str) -> None:
         ) from None
 
 
-def _rooms() -> list[tuple[str, int]]:
-    """(node, number) of every worker that the cluster as a whole has room for."""
+def _nodes() -> dict[str, dict[str, float]]:
+    """Id → resources of the nodes that live.
+
+    Raises:
+        RunError: The cluster itself does not answer.
+    """
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    key = "GPU" if any(node["Resources"].get("GPU") for node in nodes) else "CPU"
+    try:
+        found = ray.nodes()
+    except Exception as error:  # of its transport, which has many kinds
+        raise RunError(
+            f"the cluster does not answer: {_words(error)}",
+            where="ray",
+            remedy="see `ray status`, then run the same command again",
+        ) from None
+    return {node["NodeID"]: node["Resources"] for node in found if node["Alive"]}
+
+
+def _own_node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _rooms() -> list[tuple[str, int]]:
+    """(node, number) of every worker that the cluster as a whole has room for."""
+    nodes = _nodes()
+    key = "GPU" if any(resources.get("GPU") for resources in nodes.values()) else "CPU"
     return [
-        (node["NodeID"], number)
-        for node in nodes
-        for number in range(int(node["Resources"].get(key, 0)))
+        (node, number)
+        for node, resources in nodes.items()
+        for number in range(int(resources.get(key, 0)))
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -197,7 +198,8 @@ def test_taking_for_ever(box: Box, command: str) -> None:
         assert time.monotonic() - began < 15
     assert box.shell("echo $here $PWD").text == "kept /tmp\n"
     code, *_ = box.run(f"{command}; sleep 1000")
-    assert code is None
+    busy = command.startswith("while")
+    assert code is None or (busy and code == -signal.SIGKILL)  # alone, its CPU time ends first
 
 
 def test_cpu_time(box: Box) -> None:
@@ -219,7 +221,11 @@ def test_refusing_to_be_interrupted(box: Box) -> None:
 def test_daemon_lives_until_the_machine_ends(box: Box) -> None:
     name = f"daemon{os.getpid()}"
     box.run(f"setsid nohup bash -c 'trap \"\" TERM HUP; : {name}; while :; do sleep 5; done' &")
-    assert name in box.run("cat /proc/*/cmdline | tr '\\0' ' '").stdout
+    listing = "cat /proc/*/cmdline | tr '\\0' ' '"
+    for _ in range(50):  # a process that is just being replaced by its program shows no line
+        if name in (lines := box.run(listing).stdout):
+            break
+    assert name in lines
     box.close()
     assert gone(name)
 
