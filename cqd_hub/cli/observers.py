@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from cqd_hub.cli.panel import Panel, State, fitted, score
+
 if TYPE_CHECKING:
     from cqd_hub.run.progress import Observer, Progress
+
+_WIDTH = 100  # columns of a line that goes to no terminal
 
 
 @contextmanager
@@ -44,6 +48,9 @@ class JsonLines:
     def progress(self, progress: Progress) -> None:
         self._write({"event": "child", **progress.as_dict()})
 
+    def measured(self, done: int, total: int) -> None:
+        self._write({"event": "measured", "done": done, "total": total})
+
     @staticmethod
     def _write(record: dict[str, Any]) -> None:
         print(json.dumps(record), file=sys.stderr, flush=True)
@@ -54,94 +61,135 @@ class Lines:
 
     def __init__(self, every: float = 5.0) -> None:
         self._every, self._last = every, 0.0
+        self._clock = Clock()
 
     def phase(self, name: str) -> None:
+        self._clock = Clock()
         print(_PHASES.get(name, name), file=sys.stderr, flush=True)
 
     def note(self, line: str) -> None:
         print(f"  {line}", file=sys.stderr, flush=True)
 
     def progress(self, progress: Progress) -> None:
+        self._line(child_state(progress))
+
+    def measured(self, done: int, total: int) -> None:
+        state = self._clock.state(done, total)
+        if state.left or done == total:
+            self._line(state)
+
+    def _line(self, state: State) -> None:
         now = time.monotonic()
-        if now - self._last >= self._every or progress.children == progress.total:
+        if now - self._last >= self._every or state.done == state.total:
             self._last = now
-            print(f"  {_summary(progress)}", file=sys.stderr, flush=True)
+            print(f"  {fitted(_pieces(state), _WIDTH - 2)}", file=sys.stderr, flush=True)
 
 
 class Live:
-    """A progress bar with the archives' state under it."""
+    """A bar with the archives' state under it, as wide as the terminal allows."""
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bar
 
         self._console = Console(stderr=True, highlight=False)
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}", style="dim"),
-            console=self._console,
-            transient=True,
-        )
-        self._task: Any = None
+        self._panel, self._shown = Panel(), None
+        self._clock = Clock()
+
+    _shown: Any  # rich's Live while a phase counts
 
     def close(self) -> None:
         """Take the bar away and give the cursor back."""
-        self._bar.stop()
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
 
     def phase(self, name: str) -> None:
-        if self._task is not None:
-            self._bar.stop()
-            self._bar.remove_task(self._task)
-            self._task = None
+        self.close()
+        self._clock = Clock()
         self._console.print(_PHASES.get(name, name), style="bold", markup=False)
 
     def note(self, line: str) -> None:
         self._console.print(f"  {line}", markup=False, style="dim")
 
     def progress(self, progress: Progress) -> None:
-        if self._task is None:
-            self._bar.start()
-            self._task = self._bar.add_task("  children", total=progress.total, state="")
-        self._bar.update(self._task, completed=progress.children, state=_state(progress))
+        self._show(child_state(progress))
         if progress.children >= progress.total:
-            self._bar.stop()
-            self._console.print(f"  {_summary(progress)}", markup=False)
+            self.close()
+            self._print(_pieces(child_state(progress)))
+
+    def measured(self, done: int, total: int) -> None:
+        self._show(self._clock.state(done, total))
+
+    def _show(self, state: State) -> None:
+        from rich.live import Live as Region
+
+        self._panel.state = state
+        if self._shown is None:
+            self._shown = Region(self._panel, console=self._console, transient=True)
+            self._shown.start()
+
+    def _print(self, pieces: list[str]) -> None:
+        from rich.padding import Padding
+        from rich.text import Text
+
+        self._console.print(Padding(Text(" · ".join(pieces)), (0, 0, 0, 2)))
+
+
+class Clock:
+    """How long the individuals of a phase take, from its first count on."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def state(self, done: int, total: int) -> State:
+        """What there is to show after *done* of *total*."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = now, done
+        began, before = self._start
+        each = (now - began) / (done - before) if done > before else None
+        left = (
+            f"{_duration(each * (total - done))} left for this phase"
+            if each and done < total
+            else ""
+        )
+        return State("individuals", done, total, left, ())
 
 
 _PHASES = {
     "opening": "Opening models and tasks",
     "experts": "Evaluating base and experts",
-    "children": "Evolving",
+    "children": "Evolving (scores are of the optimisation samples)",
     "validation": "Choosing on validation samples",
     "test": "Measuring finalists on test samples",
 }
 
 
-def _state(progress: Progress) -> str:
-    best = " ".join(f"{skill} {score:.2f}" for skill, score in progress.best.items())
-    turn = f"{progress.skill}'s turn"
-    return f"{turn} · best {best} · average {progress.average:.3f} · {_pace(progress)}"
+def child_state(progress: Progress) -> State:
+    """A child's progress as it is shown, the most telling words first."""
+    left = f"{_duration(progress.eta_seconds)} left for children" if progress.eta_seconds else ""
+    best = ", ".join(f"{skill} {score(value)}" for skill, value in progress.best.items())
+    words = [f"best average {score(progress.average)} %", f"best {best} %"]
+    words += [f"coverage {score(progress.coverage)} %", f"QD score {progress.qd_score:.1f}"]
+    if progress.per_minute is not None:
+        words.append(_pace(progress.per_minute))
+    if progress.children < progress.total:
+        words.append(f"{progress.skill}'s turn")
+    return State("children", progress.children, progress.total, left, tuple(words))
 
 
-def _summary(progress: Progress) -> str:
-    best = ", ".join(f"{skill} {score:.2f}" for skill, score in progress.best.items())
-    return (
-        f"{progress.children}/{progress.total} children · best average {progress.average:.3f} · "
-        f"best {best} · coverage {progress.coverage:.1%} · QD score {progress.qd_score:.1f} · "
-        f"{_pace(progress)}"
-    )
+def _pieces(state: State) -> list[str]:
+    count = f"{state.done}/{state.total} {state.what}"
+    return [count, *([state.left] if state.left else []), *state.words]
 
 
-def _pace(progress: Progress) -> str:
-    if progress.per_minute is None:
-        return "…"
-    text = f"{progress.per_minute:.0f} children/min"
-    if progress.eta_seconds:
-        minutes, seconds = divmod(round(progress.eta_seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        left = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-        text += f" · {left} left"
-    return text
+def _pace(per_minute: float) -> str:
+    if per_minute < 10:
+        return f"{60 * per_minute:.0f} children/h"
+    return f"{per_minute:.0f} children/min"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

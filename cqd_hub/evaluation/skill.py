@@ -113,6 +113,10 @@ class Skill(Protocol):
         """
         ...
 
+    def question(self, sample: Any) -> str:
+        """What one of `samples` asks, for people to read: no examples, no chat template."""
+        ...
+
     def outlook(self, sample: Any) -> Outlook:
         """What one of `samples` will ask of an engine."""
         ...

@@ -69,6 +69,10 @@ class TaskSkill:
         self._documents = self._choose_documents(settings, recipe, note)
         self.samples: dict[Split, tuple[Sample, ...]] = {}
 
+    def question(self, sample: Sample) -> str:
+        """The document's text; see `Skill.question`."""
+        return self._question(sample.id, sample.document)
+
     def outlook(self, sample: Sample) -> Outlook:
         """What a document asks; a target that is no text tells nothing of an answer's length."""
         asked = list(itertools.chain(*sample.requests))

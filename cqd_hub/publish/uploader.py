@@ -175,3 +175,7 @@ class Publishing:
         """Pass on, and count."""
         self._observer.progress(progress)
         self._uploader.children(progress.children)
+
+    def measured(self, done: int, total: int) -> None:
+        """Pass on."""
+        self._observer.measured(done, total)

@@ -167,7 +167,17 @@ class _Run:
     async def _experts(self) -> None:
         """Evaluate base, experts and seeds, and offer all but the base to every archive."""
         layout, hash_ = self._basis.layout, self._basis.hash
-        known, add = self._journal.ids(), self._recorder.add
+        known, total = self._journal.ids(), 1 + self._first
+        done = sum(number in known for number in range(BASE, self._first))
+        if done < total:
+            self._observer.measured(done, total)
+
+        async def add(*who: Any, **more: Any) -> None:
+            nonlocal done
+            await self._recorder.add(*who, **more)
+            done += 1
+            self._observer.measured(done, total)
+
         if BASE not in known:
             await add(BASE, Role.BASE, "base", Genome.of_base(hash_, layout))
         for number, name in enumerate(self._recipe.experts):

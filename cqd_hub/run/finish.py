@@ -23,6 +23,7 @@ from cqd_hub.run.journal import Individual, Journal, Role
 from cqd_hub.run.lineup import Lineup, shares_kept
 from cqd_hub.run.merges import present
 from cqd_hub.run.progress import Observer, Stopped
+from cqd_hub.run.questions import write_questions
 from cqd_hub.search import Cycle, aggregation_weights
 
 _TOP = 8  # elites by average that are scored again on validation
@@ -68,9 +69,7 @@ class Finish:
         elites = self._top_elites()
         aggregate = self._aggregate()
         candidates = [merge, *scalings, *elites, aggregate]
-        averages = {}
-        for candidate in candidates:
-            averages[candidate.id] = await self._average(candidate.id, "validation")
+        averages = await self._averages([one.id for one in candidates], "validation")
 
         def leader(group: Sequence[_Candidate]) -> _Candidate:
             return max(group, key=lambda candidate: averages[candidate.id])  # the first of equals
@@ -80,8 +79,8 @@ class Finish:
         finalists = [*self._ancestors(), merge, scaling, *best]
         finalists += [replace(elite, label="best elite"), aggregate]
         self._observer.phase("test")
-        for number in dict.fromkeys(finalist.id for finalist in finalists):
-            await self._average(number, "test")
+        write_questions(self._folder, self._lineup.skills)
+        await self._averages([one.id for one in finalists], "test")
         selection = self._journal.scores("optimisation")
         results = {
             "finalists": [vars(finalist) for finalist in finalists],
@@ -191,19 +190,32 @@ class Finish:
 
     # Their scores.
 
-    async def _average(self, number: int, split: Split) -> float:
-        """Evaluate what has not been evaluated, and return the average over skills."""
+    async def _averages(self, numbers: Iterable[int], split: Split) -> dict[int, float]:
+        """Evaluate what has not been evaluated; each one's average over skills."""
+        everyone = list(dict.fromkeys(numbers))
+        left = {number: missing for number in everyone if (missing := self._missing(number, split))}
+        done = len(everyone) - len(left)
+        if left:
+            self._observer.measured(done, len(everyone))
+        for number, skills in left.items():
+            await self._measure(number, split, skills)
+            done += 1
+            self._observer.measured(done, len(everyone))
+        scores = {number: self._journal.scores_of(number, split) for number in everyone}
+        names = list(self._lineup.recipe.skills)
+        return {number: _mean(known[skill] for skill in names) for number, known in scores.items()}
+
+    def _missing(self, number: int, split: Split) -> tuple[str, ...]:
         known = self._journal.scores_of(number, split)
-        missing = [skill for skill in self._lineup.recipe.skills if skill not in known]
-        if missing:
-            if self._stop.is_set():
-                raise Stopped
-            candidate = Candidate(number, self._genome(number))
-            async with present(self._lineup.merges, candidate.genome):
-                done = await self._executor.evaluate(Job(candidate, split, tuple(missing)))
-            self._journal.measure(number, done.measurements)
-            known = self._journal.scores_of(number, split)
-        return _mean(known[skill] for skill in self._lineup.recipe.skills)
+        return tuple(skill for skill in self._lineup.recipe.skills if skill not in known)
+
+    async def _measure(self, number: int, split: Split, skills: tuple[str, ...]) -> None:
+        if self._stop.is_set():
+            raise Stopped
+        candidate = Candidate(number, self._genome(number))
+        async with present(self._lineup.merges, candidate.genome):
+            done = await self._executor.evaluate(Job(candidate, split, skills))
+        self._journal.measure(number, done.measurements)
 
     def _genome(self, number: int) -> Genome:
         return Genome.from_bytes(self._journal.individual(number).genome)

@@ -38,6 +38,11 @@ class Logged:
         )
         self._observer.progress(progress)
 
+    def measured(self, done: int, total: int) -> None:
+        """Log and pass on."""
+        self._write(f"individual {done}/{total}")
+        self._observer.measured(done, total)
+
     def _write(self, line: str) -> None:
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         # A log that cannot be written must not end the run; the journal says so when it matters.

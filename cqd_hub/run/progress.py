@@ -59,6 +59,13 @@ class Observer(Protocol):
         """A child was evaluated."""
         ...
 
+    def measured(self, done: int, total: int) -> None:
+        """So many of a phase's individuals that are no children have their scores.
+
+        Told once before the first that has to be evaluated, and after each.
+        """
+        ...
+
 
 class Silent:
     """Observes nothing."""
@@ -70,6 +77,9 @@ class Silent:
         """Ignore."""
 
     def progress(self, progress: Progress) -> None:
+        """Ignore."""
+
+    def measured(self, done: int, total: int) -> None:
         """Ignore."""
 
 

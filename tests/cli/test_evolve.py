@@ -166,6 +166,15 @@ class TestResults:
         }
         assert all(len(found) == 1 for found in owners.values())
 
+    def test_what_the_test_samples_ask_is_kept(self, whole: Path) -> None:
+        asked = json.loads((whole / "run" / "questions.json").read_text())
+        with contextlib.closing(sqlite3.connect(whole / "run" / "journal.sqlite")) as journal:
+            rows = journal.execute(
+                "SELECT DISTINCT skill, sample FROM measurements WHERE split = 'test'"
+            ).fetchall()
+        assert {(skill, sample) for skill, found in asked.items() for sample in found} == set(rows)
+        assert all(text.startswith("python: ") for text in asked["coding"].values())
+
     def test_every_skill_takes_its_turn(self, whole: Path) -> None:
         with contextlib.closing(sqlite3.connect(whole / "run" / "journal.sqlite")) as journal:
             rows = journal.execute(
@@ -185,6 +194,13 @@ class TestResults:
         assert [event["children"] for event in events if event["event"] == "child"] == [1, 2]
         phases = [event["name"] for event in events if event["event"] == "phase"]
         assert phases == ["opening", "experts", "children", "validation", "test"]
+        counted = [(e["done"], e["total"]) for e in events if e["event"] == "measured"]
+        starts = [place for place, (done, _) in enumerate(counted) if done == 0]
+        assert len(starts) == 3, "experts, candidates and finalists"
+        for start, end in zip(starts, [*starts[1:], len(counted)], strict=True):
+            total = counted[start][1]
+            assert counted[start:end] == [(done, total) for done in range(total + 1)]
+        assert counted[0][1] == 4
         assert all(json.loads(line)["label"] for line in result.out.splitlines())
 
 

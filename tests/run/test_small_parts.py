@@ -47,6 +47,9 @@ class Noted(Silent):
     def progress(self, progress: Progress) -> None:
         self.events.append(progress)
 
+    def measured(self, done: int, total: int) -> None:
+        self.events.append((done, total))
+
 
 def test_every_event_is_logged_and_passed_on(tmp_path: Path) -> None:
     observer = Noted()
@@ -54,15 +57,17 @@ def test_every_event_is_logged_and_passed_on(tmp_path: Path) -> None:
     log.phase("experts")
     log.note("ein Wörtchen")
     log.progress(STATE)
-    assert observer.events == ["experts", "ein Wörtchen", STATE]
+    log.measured(2, 9)
+    assert observer.events == ["experts", "ein Wörtchen", STATE, (2, 9)]
     lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == [
         "phase experts",
         "ein Wörtchen",
         "child 4/20 skill=db db=0.500/0.400 os=0.250/0.200 average=0.3751 coverage=0.0100 qd=2.500",
+        "individual 2/9",
     ]
     Logged(observer, tmp_path).note("later")
-    assert len((tmp_path / "log.txt").read_text().splitlines()) == 4
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 5
     unwritable = Logged(observer, tmp_path / "log.txt")  # no folder: as on a full disk
     unwritable.note("still told")
     assert observer.events[-1] == "still told"

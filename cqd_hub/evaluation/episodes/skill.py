@@ -98,6 +98,10 @@ class EpisodeSkill:
                 digest.update(json.dumps(record, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
+    def question(self, sample: Sample) -> str:
+        """The sample's own; see `Skill.question`."""
+        return sample.question
+
     def outlook(self, sample: Sample) -> Outlook:
         """What an episode asks; of its prompt only the question is known before it is begun."""
         return Outlook(
