@@ -7,7 +7,7 @@ also by a second process. matplotlib and Jinja2 are imported only when something
 from __future__ import annotations
 
 from cqd_hub.report._build import ReportPaths, build_report
-from cqd_hub.report._table import Row, format_table, notes, results_table
+from cqd_hub.report._table import Row, format_table, headline, notes, results_table
 from cqd_hub.report._text import visible
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Row",
     "build_report",
     "format_table",
+    "headline",
     "notes",
     "results_table",
     "visible",

@@ -154,7 +154,10 @@ def _lineage(run: RunData, rows: list[Row], asked: int | None) -> Picture | None
         f"Lineage of {name}: {describe(run, subject)}.",
         f"How {name} (blue frame) came about, from left to right; experts are yellow. In each box: "
         "id, average over the skills on the optimisation samples in %, and how it was made: the "
-        "parents’ shares (≈ where they differ between layers) and the mutation. … stands for "
+        "parents’ shares (≈ where they differ between layers) and the mutation. A share below 0 or "
+        "above 100 is extrapolation: a step beyond one parent, away from the other; only the sum "
+        "of the shares is always 100. “svd X” adds to each matrix some of expert X’s singular "
+        "directions, each with a random weight; “svd” alone, some of the child’s own. … stands for "
         "older ancestors.",
     )
 

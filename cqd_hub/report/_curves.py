@@ -121,7 +121,8 @@ def table_figure(rows: Sequence[Row]) -> Figure:
 
 def _wrapped(row: Row) -> str:
     text = safe(row.label, 80) + (" (chosen)" if row.chosen else "")
-    return "\n".join(textwrap.wrap(text, 26))
+    # An individual that is several things breaks between them.
+    return "\n".join(line for part in text.split(", ") for line in textwrap.wrap(part, 30))
 
 
 def _counts(rows: Sequence[Row]) -> str:

@@ -14,6 +14,7 @@ from cqd_hub.errors import UserError
 from cqd_hub.recipe import SPLITS, Recipe, Split
 from cqd_hub.run.archives import make_cycle, vector
 from cqd_hub.run.journal import Journal, Measurement, Role
+from cqd_hub.run.questions import Questions, read_questions
 from cqd_hub.search import Archive
 
 Group = Literal["base", "expert", "baseline", "elite", "aggregate"]
@@ -83,6 +84,7 @@ class RunData:
         scores: Split → individual → skill → mean score.
         samples: (split, individual) → skill → sample → score, of the finalists.
         answers: The chosen individual's test measurements.
+        questions: Skill → test sample → the beginning of what it asks, where that was recorded.
         archives: K archives; none before the experts were told.
         results: None while the run goes on.
     """
@@ -99,6 +101,7 @@ class RunData:
     finalists: tuple[Finalist, ...]
     samples: dict[tuple[Split, int], dict[str, dict[str, float]]] = field(default_factory=dict)
     answers: list[Measurement] = field(default_factory=list)
+    questions: Questions = field(default_factory=dict)
 
     @property
     def skills(self) -> list[str]:
@@ -180,6 +183,7 @@ def load_run(folder: Path) -> RunData:
         finalists=finalists,
         samples=samples,
         answers=answers,
+        questions=read_questions(folder),
     )
 
 

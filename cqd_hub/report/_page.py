@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -15,15 +15,15 @@ import numpy as np
 
 from cqd_hub import __version__
 from cqd_hub.recipe.schema import GridArchive
-from cqd_hub.report._data import RunData
+from cqd_hub.report._data import Candidate, RunData
+from cqd_hub.report._facts import about, reproduction
 from cqd_hub.report._figures import DPI
 from cqd_hub.report._plan import compared
-from cqd_hub.report._table import Row, notes
+from cqd_hub.report._table import Row, headline, notes
 from cqd_hub.report._text import cut, percent, short, visible
 from cqd_hub.run.journal import Role
 
 _ANSWERS = 2  # right ones shown per skill, and as many wrong ones
-_HASH = re.compile(r"[0-9a-f]{20,}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Answer(NamedTuple):
     """One answer to show."""
 
     sample: str
+    question: str
     score: float
     text: str
     omitted: int
@@ -122,7 +123,7 @@ def render(
         version=__version__,
         run=run,
         seed=manifest.get("seed", run.recipe.seed),
-        about=_about(manifest),
+        about=about(manifest),
         recipe=run.recipe,
         recipe_yaml=_yaml(manifest.get("recipe", {})),
         grid=isinstance(run.recipe.search.archive, GridArchive),
@@ -130,7 +131,10 @@ def render(
         rows=rows,
         counts={skill: _counts([row.skills[skill].n for row in rows]) for skill in run.skills},
         notes=notes(rows) if rows else [],
+        headline=headline(rows),
         chosen=next((row for row in rows if row.chosen), None),
+        candidates=_candidates(run),
+        reproduce=reproduction(run),
         table=table,
         maps=maps,
         curves=curves,
@@ -147,15 +151,17 @@ def sample_answers(run: RunData) -> list[Answers]:
     for skill in run.skills:
         # One per sample: repeats add nothing to look at.
         one_each = {m.sample: m for m in reversed(run.answers) if m.skill == skill}
-        everything = [one_each[sample] for sample in sorted(one_each)]
+        everything = [one_each[sample] for sample in sorted(one_each, key=_natural)]
         right = [m for m in everything if m.score >= 0.5]
         wrong = [m for m in everything if m.score < 0.5]
         shown = []
         for one in right[:_ANSWERS] + wrong[:_ANSWERS]:
             text, omitted = cut(one.text)
+            question, _ = cut(run.questions.get(skill, {}).get(one.sample, ""), lines=20)
             shown.append(
                 Answer(
                     short(one.sample, 60),
+                    question.strip(),
                     one.score,
                     text,
                     omitted,
@@ -168,8 +174,14 @@ def sample_answers(run: RunData) -> list[Answers]:
     return found
 
 
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that orders numbers in texts as numbers."""
+    parts = re.split(r"([0-9]{1,18})", text)  # every second one is a number
+    return [(int(part), "") if place % 2 else (0, part) for place, part in enumerate(parts)]
+
+
 def phases(run: RunData) -> list[Phase]:
-    """Return where the time of a child goes, the longest first, then its wall time."""
+    """Return where the time of a child goes, the longest first, then from its start to its end."""
     recorded = [one.seconds for one in run.individuals.values() if one.role == Role.CHILD]
     names = {name for seconds in recorded for name in seconds} - {"total"}
     times = {name: np.array([one.get(name, 0.0) for one in recorded]) for name in names}
@@ -186,42 +198,31 @@ def phases(run: RunData) -> list[Phase]:
     listed.sort(key=lambda phase: (-phase.mean, phase.name))
     total = np.array([one["total"] for one in recorded if "total" in one])
     if len(total):
-        listed.append(Phase("wall time", float(total.mean()), float(np.median(total)), None))
+        listed.append(
+            Phase(
+                "one child, start to end (latency)",
+                float(total.mean()),
+                float(np.median(total)),
+                None,
+            )
+        )
     return listed
 
 
-def facts(value: Any) -> list[tuple[str, str]]:
-    """Return a piece of the manifest as (name, text) lines, long hashes cut to 12 digits."""
-    if not isinstance(value, Mapping):
-        return [("", _shortened(value))]
-    lines = []
-    for name, inner in value.items():
-        parts = [f"{key} {_shortened(leaf)}".strip() for key, leaf in _leaves(inner)]
-        lines.append((str(name), " · ".join(parts)))
-    return lines
+class Considered(NamedTuple):
+    """A line of how the model was chosen."""
+
+    candidate: Candidate
+    compared: bool  # a baseline: never chosen
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
-
-
-def _shortened(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return _HASH.sub(lambda found: found.group()[:12] + "…", text)
-
-
-def _about(manifest: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return what the manifest says of each subject that it says something of."""
-    models = manifest.get("models")
-    if isinstance(models, Mapping) and isinstance(models.get("experts"), Mapping):
-        experts = {f"expert {name}": one for name, one in models["experts"].items()}
-        manifest = {**manifest, "models": {"base": models.get("base"), **experts}}
-    subjects = ("created", "models", "basis", "tasks", "engine", "sandbox", "versions")
-    return [(name.capitalize(), facts(manifest[name])) for name in subjects if manifest.get(name)]
+def _candidates(run: RunData) -> list[Considered]:
+    """Return who was scored on validation, the best first."""
+    listed = run.results.candidates if run.results else ()
+    return [
+        Considered(one, one.id in run.individuals and run.individuals[one.id].role == Role.BASELINE)
+        for one in sorted(listed, key=lambda one: -one.validation)
+    ]
 
 
 def _points(value: float) -> str:

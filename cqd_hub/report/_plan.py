@@ -38,9 +38,11 @@ def _lines(
 ) -> list[Compared | None]:
     children = took.get("children")
     per_child = took["seconds"] / children if children else None
-    lines = [_line("time per child", plan["per_child_seconds"], per_child, _seconds)]
+    lines = [
+        _line("wall time per child (throughput)", plan["per_child_seconds"], per_child, _seconds)
+    ]
     for phase in ("materialise", "generate", "execute"):
-        name = f"time per child, {phase}"
+        name = f"{phase}, of one child"
         lines.append(_line(name, plan["child"][phase], seconds.get(phase), _seconds))
     memory = sum(plan["memory"].values())
     lines.append(_line("memory of the device, at its peak", memory, took.get("device"), _size))

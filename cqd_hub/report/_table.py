@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cqd_hub.report._text import percent, short
 from cqd_hub.statistics import Interval, average_interval, mean_interval, paired_difference
 
 _LABEL = 36  # characters of a label
+_FOLDED = 17  # and of its lines, at least, where it is folded
 _PREFERENCE: tuple[Split, ...] = ("test", "validation", "optimisation")
 
 
@@ -36,6 +38,8 @@ class Row:
         difference: Average minus the best expert's on the samples both answered, paired; None for
             that expert itself and where there is none.
         chosen: Whether it is the model the run chose.
+        against: Of the chosen model: id of each baseline → average minus that baseline's, paired
+            like *difference*. Empty for all others.
     """
 
     id: int
@@ -46,6 +50,7 @@ class Row:
     average: Interval
     difference: Interval | None
     chosen: bool
+    against: dict[int, Interval] = field(default_factory=dict)
 
 
 def results_table(folder: Path) -> list[Row]:
@@ -70,6 +75,13 @@ def table_of(run: RunData) -> list[Row]:
     averages = {one.id: _average(run, scores[one.id]) for one in finalists}
     experts = [one.id for one in finalists if one.group == "expert"]
     best = max(experts, key=lambda number: averages[number].mean, default=None)
+    chosen = run.results.chosen if run.results is not None else None
+
+    def against(number: int) -> dict[int, Interval]:
+        baselines = [one.id for one in finalists if one.group == "baseline" and one.id != number]
+        found = {one: _difference(run, scores[number], scores[one]) for one in baselines}
+        return {one: interval for one, interval in found.items() if interval is not None}
+
     return [
         Row(
             id=one.id,
@@ -81,7 +93,8 @@ def table_of(run: RunData) -> list[Row]:
             difference=None
             if best is None or one.id == best
             else _difference(run, scores[one.id], scores[best]),
-            chosen=run.results is not None and one.id == run.results.chosen,
+            chosen=one.id == chosen,
+            against=against(one.id) if one.id == chosen else {},
         )
         for one in finalists
     ]
@@ -92,21 +105,53 @@ def format_table(rows: Sequence[Row], *, width: int | None = None) -> str:
 
     Args:
         rows: What `results_table` returned.
-        width: Columns of the terminal. Where they do not suffice, the intervals of the single
-            skills are left out, and then labels are cut. None keeps all.
+        width: Columns there are. Where they do not suffice, the intervals of the single skills are
+            left out, then their numbers of samples, then the skills; long labels take several
+            lines. None keeps all.
     """
     if not rows:
         return "Nothing has been measured yet."
-    lines = _plain(rows, intervals=True)
-    if width is not None and len(lines[1]) > width:
-        lines = _plain(rows, intervals=False)
-        if len(lines[1]) > width:
-            longest = max(len(short(row.label, _LABEL)) for row in rows)
-            lines = _plain(
-                rows, intervals=False, label=max(longest - len(lines[1]) + width, _LABEL // 3)
-            )
-    said = [*notes(rows), *(["* is the chosen model."] if any(row.chosen for row in rows) else [])]
-    return "\n".join([*lines, "", textwrap.fill(" ".join(said), width or 100)])
+    lines, counted = _fitting(rows, width)
+    said = notes(rows)
+    if not counted:
+        counts = {skill: _counts([row.skills[skill].n for row in rows]) for skill in rows[0].skills}
+        said.append(
+            "Samples: " + ", ".join(f"{skill} {count}" for skill, count in counts.items()) + "."
+        )
+    if any(row.chosen for row in rows):
+        said.append("* is the chosen model.")
+    texts = [text for text in (" ".join(headline(rows)), " ".join(said)) if text]
+    return "\n\n".join(["\n".join(lines), *(_wrapped(text, width) for text in texts)])
+
+
+def headline(rows: Sequence[Row]) -> list[str]:
+    """Return how the chosen model stands against the best expert and the baselines, in sentences.
+
+    Differences are in points with their intervals; nothing where no model was chosen.
+    """
+    row = next((row for row in rows if row.chosen), None)
+    if row is None:
+        return []
+    said = [
+        f"The chosen model, {short(row.label, 60)}, has an average of {_bracket(row.average)} % "
+        f"on {row.split}."
+    ]
+    others = [other for other in rows if other.id in row.against]
+    compared = [(_baseline(other), row.against[other.id]) for other in others]
+    best = _best_expert(rows)
+    if best is row:
+        said.append("It is the best expert itself.")
+    elif best is not None and row.difference is not None:
+        compared.insert(0, (f"the best expert ({short(best.label, 40)})", row.difference))
+    for verdict, holds in (
+        ("Better than", lambda gain: gain.low > 0),
+        ("No clear difference from", lambda gain: gain.low <= 0 <= gain.high),
+        ("Worse than", lambda gain: gain.high < 0),
+    ):
+        found = [f"{name}, {_bracket(gain, signed=True)}" for name, gain in compared if holds(gain)]
+        if found:
+            said.append(f"{verdict}: {'; '.join(found)} points.")
+    return said
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -116,7 +161,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"Scores in % on the {split} samples; brackets are 95 % confidence intervals over samples "
         "(Wilson), for the average combined over skills."
     ]
-    best = next((row for row in rows if row.group == "expert" and row.difference is None), None)
+    best = _best_expert(rows)
     if best is not None:
         said.append(
             f"The difference is to the best expert, {short(best.label, 40)}, on the same samples "
@@ -173,29 +218,88 @@ def _record(row: Row) -> dict[str, Any]:
         "chosen": row.chosen,
         "average": row.average._asdict(),
         "difference": None if row.difference is None else row.difference._asdict(),
+        "difference_to_baselines": {
+            str(number): value._asdict() for number, value in row.against.items()
+        },
         "skills": {skill: value._asdict() for skill, value in row.skills.items()},
     }
 
 
-def _plain(rows: Sequence[Row], *, intervals: bool, label: int = _LABEL) -> list[str]:
+def _best_expert(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row.group == "expert" and row.difference is None), None)
+
+
+def _baseline(row: Row) -> str:
+    """A baseline in a sentence; of the scalings, only the best on validation is a row."""
+    label = short(row.label, 40)
+    return f"the best scaling ({label})" if label.startswith("all experts") else f"the {label}"
+
+
+def _fitting(rows: Sequence[Row], width: int | None) -> tuple[list[str], bool]:
+    """The fullest table that fits, and whether its head counts the samples."""
+    if width is None:
+        return _plain(rows, skills=_columns(rows, intervals=True)), True
+    longest = max(len(short(row.label, _LABEL)) for row in rows)
+    everything: list[tuple[list[list[str]], bool]] = [
+        (_columns(rows, intervals=True), True),
+        (_columns(rows), True),
+        (_columns(rows, counts=False), False),
+        ([[] for _ in range(len(rows) + 1)], False),
+    ]
+
+    def room(skills: list[list[str]]) -> int:
+        return width - max(map(len, _plain(rows, skills=skills, label=0)))
+
+    skills, counted = next(
+        (one for one in everything if room(one[0]) >= min(longest, _FOLDED)), everything[-1]
+    )
+    return _plain(rows, skills=skills, label=max(room(skills), _LABEL // 3)), counted
+
+
+def _columns(
+    rows: Sequence[Row], *, intervals: bool = False, counts: bool = True
+) -> list[list[str]]:
+    """Per line, the head first, the cells of the single skills."""
     skills = list(rows[0].skills)
     heads = [f"{s} (n={_counts([row.skills[s].n for row in rows])})" for s in skills]
-    lines = [["", *heads, "average", "vs best expert"]]
+    lines = [heads if counts else [short(skill, 12) for skill in skills]]
     for row in rows:
-        cells = [
-            _bracket(row.skills[skill]) if intervals else percent(row.skills[skill].mean)
-            for skill in skills
-        ]
+        scores = [row.skills[skill] for skill in skills]
+        lines.append([_bracket(one) if intervals else percent(one.mean) for one in scores])
+    return lines
+
+
+def _plain(rows: Sequence[Row], *, skills: list[list[str]], label: int = _LABEL) -> list[str]:
+    """The lines of the table, a rule under the first; labels folded at *label*, 0 for none."""
+    lines = [([""], [*skills[0], "average", "vs best expert"])]
+    for row, cells in zip(rows, skills[1:], strict=True):
         difference = "" if row.difference is None else _bracket(row.difference, signed=True)
-        mark = "* " if row.chosen else "  "
-        lines.append([mark + short(row.label, label), *cells, _bracket(row.average), difference])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        names = [f"  {line}" for line in _folded(row.label, label)]
+        if row.chosen:
+            names[0] = f"*{names[0][1:]}"
+        lines.append((names, [*cells, _bracket(row.average), difference]))
+    first = max(len(name) for names, _ in lines for name in names)
+    widths = [max(map(len, column)) for column in zip(*(cells for _, cells in lines), strict=True)]
     out = []
-    for line in lines:
-        cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        out.append("  ".join([line[0].ljust(widths[0]), *cells]).rstrip())
-    out.insert(1, "-" * max(len(line) for line in out))
+    for names, cells in lines:
+        right = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        out.append("  ".join([names[0].ljust(first), *right]).rstrip())
+        out += names[1:]
+    out.insert(1, "-" * max(map(len, out)))
     return out
+
+
+def _wrapped(text: str, width: int | None) -> str:
+    """Prose in lines, intervals in one piece."""
+    whole = re.sub(r"\[[^\[\]]*\]", lambda found: found.group().replace(" ", "\xa0"), text)
+    return textwrap.fill(whole, min(width or 100, 100)).replace("\xa0", " ")
+
+
+def _folded(label: str, width: int) -> list[str]:
+    """A label in lines of at most *width* characters; one empty line for 0."""
+    if not width:
+        return [""]
+    return textwrap.wrap(short(label, 2 * _LABEL), width, subsequent_indent="  ") or [""]
 
 
 def _bracket(value: Interval, *, signed: bool = False) -> str:

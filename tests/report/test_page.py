@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cqd_hub import assets
+from cqd_hub.recipe import Recipe, load_yaml
 from cqd_hub.report import build_report, results_table, visible
-from cqd_hub.report._page import facts
+from cqd_hub.report._data import load_run
+from cqd_hub.report._facts import about, facts, reproduction
+from cqd_hub.report._page import sample_answers
 from cqd_hub.report._text import cut, percent
-from tests.report.runs import GUARANTEES, make_run
+from cqd_hub.run.journal import Measurement
+from tests.report.runs import GUARANTEES, SKILLS, make_run
 
 HOSTILE = (
     "</pre></div><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -201,8 +208,85 @@ def test_facts_of_any_shape() -> None:
     assert facts("ab" * 20) == [("", "abababababab…")]
     assert facts({"x": {"y": 1, "z": {"q": [1, 2]}}, "w": None}) == [
         ("x", "y 1 · z.q 1, 2"),
-        ("w", "None"),
     ]
+
+
+def test_what_was_run_is_in_words() -> None:
+    model = {"path": "models/x", "reference": None, "sha256": "ab" * 32, "base_model": []}
+    said = dict(
+        about(
+            {
+                "models": {"base": model, "experts": {"os": model | {"licence": "mit"}}},
+                "tasks": {"os": {"task": "t", "samples": {"optimisation": 1, "test": 3}}},
+                "versions": {"python": "3.11", "device": "x86_64", "threads": "2"},
+            }
+        )
+    )
+    assert said["Models"] == [
+        ("base", "models/x · sha256 abababababab…"),
+        ("expert os", "models/x · sha256 abababababab… · licence mit"),
+    ]
+    assert said["Tasks"] == [("os", "task t · samples: optimisation 1 · test 3")]
+    assert said["Machine"] == [("device", "x86_64"), ("threads", "2")]
+    assert said["Versions"] == [("python", "3.11")]
+
+
+def test_questions_stand_above_their_answers(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", children=3)
+    asked = {skill: {str(n): f"Q{n}: {HOSTILE}" for n in range(1000)} for skill in SKILLS}
+    (folder / "questions.json").write_text(json.dumps(asked))
+    html, page = page_of(folder)
+    assert_inert(html, page)
+    first = next(place for place, text in enumerate(page.answers) if text.startswith("\nQ3"))
+    assert "<script>alert(1)</script>" in page.answers[first]
+    assert page.answers[first + 1].strip().startswith("print(")
+    (folder / "questions.json").write_text("[1")
+    html, _ = page_of(folder)
+    assert "on grey the question" not in html
+
+
+def test_samples_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "run", children=3))
+    names = ["test:10", "test:9", "test:100", "dev:3", "²", ""]
+    run.answers[:] = [Measurement("os", "test", name, 1.0, "text") for name in names]
+    shown = [one.sample for block in sample_answers(run) for one in block.shown]
+    assert shown == ["", "dev:3"]
+    run.answers[:] = [one for one in run.answers if one.sample.startswith("test")]
+    shown = [one.sample for block in sample_answers(run) for one in block.shown]
+    assert shown == ["test:9", "test:10"]
+
+
+def test_candidates_and_baselines_are_told_apart(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", children=4)
+    results = json.loads((folder / "results.json").read_text())
+    results["candidates"].append(
+        {"id": -2, "label": "equal merge", "validation": 0.99, "optimisation": None}
+    )
+    (folder / "results.json").write_text(json.dumps(results))
+    _, page = page_of(folder)
+    text = " ".join("".join(page.text).split())
+    part = text[text.index("How the model was chosen") :]
+    assert "equal merge #" not in part
+    assert re.search(r"equal merge ?baseline, for comparison ?99\.0", part)
+    assert len(re.findall("candidate, chosen", part)) == 1
+
+
+def test_how_to_reproduce(tmp_path: Path) -> None:
+    path = assets.folder("recipes") / "quickstart.yaml"
+    folder = make_run(tmp_path / "run", children=3)
+    manifest = json.loads((folder / "manifest.json").read_text())
+
+    def said(**changes: Any) -> tuple[str, bool, str]:
+        recipe = load_yaml(path, Recipe, [f"{key}={value}" for key, value in changes.items()])
+        manifest["recipe"] = recipe.model_dump(mode="json")
+        manifest["folder"] = "/where/it/was"
+        return reproduction(dataclasses.replace(load_run(folder), recipe=recipe, manifest=manifest))
+
+    assert said() == ("cqd-hub evolve quickstart", True, "/where/it/was")
+    again = "cqd-hub evolve quickstart --children 8 --seed 3"
+    assert said(**{"search.children": 8, "seed": 3}) == (again, True, "/where/it/was")
+    changed = said(**{"variation.mutation.w_max": 0.3})
+    assert changed == ("cqd-hub evolve quickstart.yaml", False, "/where/it/was")
 
 
 def test_planned_and_measured(tmp_path: Path) -> None:
@@ -218,7 +302,7 @@ def test_planned_and_measured(tmp_path: Path) -> None:
     (run / "plan.json").write_text(json.dumps({"plan": plan, "took": took}))
     text = re.sub(r"<[^>]+>", " ", build_report(run).page.read_text())
     part = " ".join(text[text.index("Planned and measured") :].split())
-    assert "time per child 2.000 s 3.000 s 1.50" in part
+    assert "wall time per child (throughput) 2.000 s 3.000 s 1.50" in part
     assert "memory of the process, at its peak 1.00 GB 2.00 GB 2.00" in part
     assert "memory of the device" not in part  # was not measured
     (run / "plan.json").write_text("[]")

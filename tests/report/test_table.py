@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from cqd_hub.errors import UserError
 from cqd_hub.recipe import Split
-from cqd_hub.report import build_report, format_table, results_table
+from cqd_hub.report import build_report, format_table, headline, results_table
 from cqd_hub.run.journal import Individual, Journal, Measurement, Role
 from tests.report.runs import make_run, write_manifest
 
@@ -145,6 +146,59 @@ def test_text_shows_percent_and_fits(small: Path) -> None:
     assert max(map(len, tight.splitlines())) <= 80
     assert "73.8 [" in tight
     assert format_table([]) == "Nothing has been measured yet."
+
+
+def test_long_labels_are_folded_not_cut(small: Path) -> None:
+    results = json.loads((small / "results.json").read_text())
+    results["finalists"][0]["label"] = "all of the very many experts × 0.7"
+    (small / "results.json").write_text(json.dumps(results))
+    rows = results_table(small)
+    for width in (60, 70, 80, 100, 140):
+        text = format_table(rows, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "× 0.7" in text
+        assert "73.8 [" in text
+        assert "…" not in text
+    assert "90.0" not in format_table(rows, width=60), "no room for single skills"
+    assert "Samples: s 10, t 10." in format_table(rows, width=60)
+
+
+def test_the_chosen_model_is_held_against_the_baselines(small: Path) -> None:
+    journal = Journal(small)
+    one, none = [[1.0]], [[0.0]]
+    merge = answers("s", "test", 10 * one) + answers("t", "test", 5 * one + 5 * none)
+    scaling = answers("s", "test", 10 * none) + answers("t", "test", 10 * none)
+    journal.add(Individual(-2, Role.BASELINE, "equal merge", b"g", "h-2"), merge)
+    journal.add(Individual(-3, Role.BASELINE, "all experts × 2", b"g", "h-3"), scaling)
+    journal.close()
+    results = json.loads((small / "results.json").read_text())
+    results["finalists"] += [
+        {"id": -2, "label": "equal merge", "group": "baseline"},
+        {"id": -3, "label": "all experts × 2", "group": "baseline"},
+    ]
+    (small / "results.json").write_text(json.dumps(results))
+    rows = results_table(small)
+    assert [bool(row.against) for row in rows] == [row.chosen for row in rows]
+    child = rows[2]
+    assert child.against[-2].mean == pytest.approx((0.975 + 0.5) / 2 - 0.75)
+    assert child.against[-2].n == 20
+    assert child.against[-3].mean == pytest.approx((0.975 + 0.5) / 2)
+    said = " ".join(headline(rows))
+    assert "73.8 [" in said
+    better, unclear = re.findall(r"(?:Better than|No clear difference from): (.*?) points\.", said)
+    assert better.startswith("the best scaling (all experts × 2), +73.8 [+")
+    assert "the best expert (expert a), +18.8 [" in unclear
+    assert "the equal merge, -1.2 [" in unclear
+    assert "No clear difference" in " ".join(format_table(rows, width=80).split())
+    record = json.loads(build_report(small).table_json.read_text())[2]
+    assert record["difference_to_baselines"]["-2"]["mean"] == child.against[-2].mean
+
+
+def test_a_chosen_expert_is_said_to_be_one(small: Path) -> None:
+    results = json.loads((small / "results.json").read_text())
+    results["chosen"] = 0
+    (small / "results.json").write_text(json.dumps(results))
+    assert headline(results_table(small))[1:] == ["It is the best expert itself."]
 
 
 def test_labels_cannot_steer_a_terminal(small: Path) -> None:
