@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from cqd_hub.cli.called import command
 from cqd_hub.cli.options import JsonOption
 from cqd_hub.errors import UserError
 from cqd_hub.recipe.schema import RESERVED
@@ -55,7 +56,7 @@ def init(
     out.write_text(_recipe(out, base, experts, kinds, chosen), encoding="utf-8")
     print(json.dumps({"path": str(out)}) if as_json else out)
     todo = "" if chosen else "fill in `skills`, then "
-    print(f"{todo}run: cqd-hub evolve {out}", file=sys.stderr)
+    print(f"{todo}run: {command('evolve', out)}", file=sys.stderr)
 
 
 def _skill(text: str) -> tuple[str, tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cqd_hub.cli.options import JsonOption, OverrideOption, RunArgument
+from cqd_hub.cli.panel import score
 from cqd_hub.cli.tables import print_rows
 
 if TYPE_CHECKING:
@@ -91,4 +92,5 @@ def report(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 def _cell(interval: Interval) -> str:
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}] n={interval.n:.0f}"
+    mean, low, high = map(score, interval[:3])
+    return f"{mean} % [{low}, {high}] n={interval.n:.0f}"

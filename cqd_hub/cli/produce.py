@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from cqd_hub.cli.called import command
 from cqd_hub.cli.hub import AcceptOption
 from cqd_hub.cli.observers import make_observer
 from cqd_hub.cli.options import JsonOption, OverrideOption, QuietOption, RecipeArgument, RunArgument
@@ -124,20 +124,17 @@ def evolve(
                 )
             )
     except (Stopped, KeyboardInterrupt, asyncio.CancelledError):
-        print(f"stopped; to go on: {_again()}", file=sys.stderr)
+        print(f"stopped; to go on: {command(*sys.argv[1:])}", file=sys.stderr)
         if uploader is not None:
             print(f"to publish what there is: {uploader.command}", file=sys.stderr)
         raise typer.Exit(130) from None
     page = build_report(folder)
     print_rows(results_table(folder), as_json=as_json)
     if uploader is not None:
-        sys.stdout.flush()
         uploader.finish(sys.stderr, quiet=quiet)
     if not quiet and not as_json:
         print(f"\npage:   {page.page}", file=sys.stderr)
-        print(
-            f"export: cqd-hub export {shlex.quote(str(folder))} best --to my-model", file=sys.stderr
-        )
+        print(f"export: {command('export', folder, 'best', '--to', 'my-model')}", file=sys.stderr)
 
 
 def train(
@@ -278,7 +275,3 @@ def export(
         print(json.dumps(record | made.details))
     else:
         print(made.path)
-
-
-def _again() -> str:
-    return shlex.join(["cqd-hub", *sys.argv[1:]])
