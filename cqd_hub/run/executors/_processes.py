@@ -14,23 +14,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from cqd_hub.errors import RunError, UserError
-from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.evaluation.sandbox import printable
-from cqd_hub.run.executors._interface import Done, Job
-from cqd_hub.run.executors._messages import decode_done, encode_order, refuse_error
+from cqd_hub.run.executors._handing import HandingOut, WorkerGone
+from cqd_hub.run.executors._messages import refuse_error
 from cqd_hub.run.executors._worker import Opening
-from cqd_hub.run.journal import Journal
 
 HEAD = struct.Struct(">IQ")  # length of what follows, number of the job
 HELLO, NOTE = 0, (1 << 64) - 1
-_TRIES = 3  # workers that a job may end before it is blamed
 
 
-class WorkerGone(Exception):
-    """A worker process ended; what it was doing is to be done again."""
-
-
-class ProcessExecutor:
+class ProcessExecutor(HandingOut["_Process"]):
     """Worker processes on this machine, each with a model of its own; one that dies is replaced.
 
     Args:
@@ -47,7 +40,6 @@ class ProcessExecutor:
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._opening, self._note = opening, note
-        self._journal: Journal | None = None
         self._processes = [_Process(opening, extra, note) for extra in environments]
         self._free: asyncio.Queue[_Process] = asyncio.Queue()
 
@@ -88,33 +80,17 @@ class ProcessExecutor:
     async def manifests(self) -> Sequence[dict[str, Any]]:
         return [process.manifest for process in self._processes]
 
-    def recall(self, journal: Journal) -> None:
-        """See `Executor.recall`; the answers of a job's parents go out with it."""
-        self._journal = journal
+    async def _take(self) -> _Process:
+        return await self._free.get()
 
-    def _answers(self, job: Job) -> dict[int, list[Measurement]]:
-        journal = self._journal
-        if journal is None:
-            return {}
-        return {number: journal.measurements(number, job.split) for number in set(job.parents)}
+    async def _ask(self, hand: _Process, order: bytes) -> bytes:
+        return await hand.ask(order)
 
-    async def evaluate(self, job: Job) -> Done:
-        """See `Executor.evaluate`; a job whose worker dies is handed out again."""
-        order = encode_order(job, self._answers(job))
-        words = ""
-        for _ in range(_TRIES):
-            process = await self._free.get()
-            try:
-                return decode_done(await process.ask(order))
-            except WorkerGone as gone:
-                words = str(gone)
-                self._note(f"a worker ended ({words}); its children are evaluated again")
-            finally:
-                self._free.put_nowait(process)
-        raise RunError(
-            f"individual {job.candidate.id} ended {_TRIES} workers: {words}",
-            remedy="see that the machine has memory to spare, then run the same command again",
-        )
+    def _lost(self, hand: _Process, words: str) -> None:
+        self._note(f"a worker ended ({words}); its children are evaluated again")
+
+    def _give_back(self, hand: _Process) -> None:
+        self._free.put_nowait(hand)  # one that is gone starts again when it is asked
 
 
 class _Process:

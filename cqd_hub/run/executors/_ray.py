@@ -18,21 +18,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from cqd_hub.errors import CqdHubError, RunError, UserError
-from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.evaluation.sandbox import printable
 from cqd_hub.genome import Basis
 from cqd_hub.run.executors._basis import basis_files, place_basis
-from cqd_hub.run.executors._interface import Done, Job
-from cqd_hub.run.executors._messages import decode_done, encode_error, encode_order, refuse_error
+from cqd_hub.run.executors._handing import HandingOut, WorkerGone
+from cqd_hub.run.executors._messages import encode_error, refuse_error
 from cqd_hub.run.executors._worker import Opening, Worker, open_worker
-from cqd_hub.run.journal import Journal
 
 _LOOK = 3.0  # seconds between two looks at what the cluster has
-_TRIES = 3  # workers that a job may end before it is blamed
 _PATIENCE = 600.0  # seconds that a run without any worker waits for one
 
 
-class RayExecutor:
+class RayExecutor(HandingOut["_Hand"]):
     """One actor per GPU of the cluster, or per *workers* on machines without.
 
     Args:
@@ -55,7 +52,6 @@ class RayExecutor:
     ) -> None:
         self._opening, self._basis, self._address = opening, basis, address
         self._wanted, self._note = workers, note
-        self._journal: Journal | None = None
         self._crew: list[_Hand] = []
         self._refused: set[str] = set()  # nodes that lack something
         self._free: asyncio.Queue[_Hand] = asyncio.Queue()
@@ -105,39 +101,7 @@ class RayExecutor:
     async def manifests(self) -> Sequence[dict[str, Any]]:
         return [hand.manifest for hand in self._crew]
 
-    def recall(self, journal: Journal) -> None:
-        """See `Executor.recall`; the answers of a job's parents go out with it."""
-        self._journal = journal
-
-    def _answers(self, job: Job) -> dict[int, list[Measurement]]:
-        journal = self._journal
-        if journal is None:
-            return {}
-        return {number: journal.measurements(number, job.split) for number in set(job.parents)}
-
-    async def evaluate(self, job: Job) -> Done:
-        """See `Executor.evaluate`; a job whose worker dies is handed out again."""
-        import ray.exceptions
-
-        order = encode_order(job, self._answers(job))
-        words = ""
-        for _ in range(_TRIES):
-            hand = await self._next_hand()
-            try:
-                data = await hand.actor.evaluate.remote(order)
-            except ray.exceptions.RayError as error:
-                words = _words(error)
-                self._dismiss(hand, words)
-                continue
-            if hand in self._crew:
-                self._free.put_nowait(hand)
-            return decode_done(data)
-        raise RunError(
-            f"individual {job.candidate.id} ended {_TRIES} workers: {words}",
-            remedy="see that the machines have memory to spare, then run the same command again",
-        )
-
-    async def _next_hand(self) -> _Hand:
+    async def _take(self) -> _Hand:
         assert self._recruiter is not None
         while True:
             coming = asyncio.ensure_future(self._free.get())
@@ -164,10 +128,23 @@ class RayExecutor:
                     remedy="see `ray status`, then run the same command again",
                 )
 
-    def _dismiss(self, hand: _Hand, words: str) -> None:
+    async def _ask(self, hand: _Hand, order: bytes) -> bytes:
+        import ray.exceptions
+
+        try:
+            data: bytes = await hand.actor.evaluate.remote(order)
+        except ray.exceptions.RayError as error:
+            raise WorkerGone(_words(error)) from None
+        return data
+
+    def _lost(self, hand: _Hand, words: str) -> None:
         if hand in self._crew:
             self._crew.remove(hand)
             self._note(f"a worker ended ({words}); its children are evaluated again")
+
+    def _give_back(self, hand: _Hand) -> None:
+        if hand in self._crew:
+            self._free.put_nowait(hand)
 
     # Who works.
 
