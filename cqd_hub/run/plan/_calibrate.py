@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +17,14 @@ import torch
 from cqd_hub.errors import CqdHubError
 from cqd_hub.evaluation.engine.memory import Shape
 from cqd_hub.recipe.schema import Evaluation
+from cqd_hub.run.plan._timing import Now, Stopwatch
 
 _LARGE = 1 << 28  # bytes of a layer beyond which two are not tried
 _VOCABULARY = 4096  # rows of the probe's
-_PATIENCE = 0.1  # seconds that one of its prefills may take
+_PATIENCE = 0.05  # seconds that one of its prefills may take
+_PASSES = 0.2  # seconds for each number of rows and threads
 _STEPS = 6  # tokens that it decodes
+_ROUNDS = 8  # of trivial answers; others may have the cores in some
 _BLOCK = 1 << 26  # bytes that are copied to measure the memory
 
 
@@ -49,7 +54,7 @@ class Rates(NamedTuple):
 
 
 def calibrate(shape: Shape, folder: Path, *, device: str, dtype: torch.dtype) -> Rates:
-    """Measure products, memory, and passes of one and two random layers; about two seconds.
+    """Measure products, memory, and passes of one and two random layers; three to five seconds.
 
     Args:
         shape: Of the models.
@@ -57,12 +62,12 @@ def calibrate(shape: Shape, folder: Path, *, device: str, dtype: torch.dtype) ->
         device: Where the run will be.
         dtype: Of the run.
     """
-    where = torch.device(device)
+    watch = Stopwatch(torch.device(device))
     with torch.inference_mode():
-        multiply = _products(shape, where, dtype)
-        single = multiply if dtype == torch.float32 else _products(shape, where, torch.float32)
-        bandwidth = _memory(where)
-        probed = _probe(shape, folder, where, dtype, multiply)
+        multiply = _products(shape, watch, dtype)
+        single = multiply if dtype == torch.float32 else _products(shape, watch, torch.float32)
+        bandwidth = _memory(watch)
+        probed = _probe(shape, folder, watch, dtype, multiply)
     if probed is None:
         size, weights = dtype.itemsize, shape.in_layers
         token = 2 * weights / multiply
@@ -71,7 +76,7 @@ def calibrate(shape: Shape, folder: Path, *, device: str, dtype: torch.dtype) ->
     return Rates(multiply, single, bandwidth, *probed)
 
 
-def _products(shape: Shape, device: torch.device, dtype: torch.dtype) -> float:
+def _products(shape: Shape, watch: Stopwatch, dtype: torch.dtype) -> float:
     """Operations per second of a product with the kind of matrix that holds most weights."""
     count: dict[tuple[int, ...], int] = {}
     for slot in shape.layout.slots:
@@ -79,40 +84,35 @@ def _products(shape: Shape, device: torch.device, dtype: torch.dtype) -> float:
             count[slot.shape] = count.get(slot.shape, 0) + 1
     wide = max(count, key=lambda s: count[s] * s[0] * s[1], default=(1024, 1024))
     rows, columns = (min(size, 8192) for size in wide)
-    left = torch.full((256, columns), 0.01, device=device, dtype=dtype)
-    right = torch.full((rows, columns), 0.01, device=device, dtype=dtype)
-    seconds = _best(lambda: torch.nn.functional.linear(left, right), device)
+    left = torch.full((256, columns), 0.01, device=watch.device, dtype=dtype)
+    right = torch.full((rows, columns), 0.01, device=watch.device, dtype=dtype)
+    seconds = _best(lambda: torch.nn.functional.linear(left, right), watch)
     return 2.0 * 256 * rows * columns / seconds
 
 
-def _memory(device: torch.device) -> float:
-    source = torch.ones(_BLOCK // 4, device=device)
+def _memory(watch: Stopwatch) -> float:
+    source = torch.ones(_BLOCK // 4, device=watch.device)
     target = torch.empty_like(source)
-    return 2.0 * _BLOCK / _best(lambda: target.copy_(source), device)
+    return 2.0 * _BLOCK / _best(lambda: target.copy_(source), watch)
 
 
-def _best(work: Callable[[], Any], device: torch.device, *, patience: float = 0.15) -> float:
-    """The shortest of several repetitions: what others do on the machine only adds."""
-    work()
-    shortest, end = float("inf"), time.perf_counter() + patience
-    while True:
-        _settle(device)
-        start = time.perf_counter()
+def _best(work: Callable[[], Any], watch: Stopwatch) -> float:
+    def timed(now: Now) -> list[float]:
+        watch.settle()
+        start = now()
         work()
-        _settle(device)
-        now = time.perf_counter()
-        shortest = min(shortest, now - start)
-        if now > end:
-            return max(shortest, 1e-7)
+        watch.settle()
+        return [now() - start]
 
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return max(watch.shortest(timed, patience=0.1)[0], 1e-7)
 
 
 def _probe(
-    shape: Shape, folder: Path, device: torch.device, dtype: torch.dtype, multiply: float
+    shape: Shape,
+    folder: Path,
+    watch: Stopwatch,
+    dtype: torch.dtype,
+    multiply: float,
 ) -> tuple[float, float, float] | None:
     """(token, step, row) of a pass, from random layers; None where the architecture resists."""
     layers = shape.config.num_hidden_layers
@@ -120,16 +120,16 @@ def _probe(
     try:
         # So many tokens of two layers, reckoned from what products take.
         tokens = int(_PATIENCE * multiply * layers / (4.0 * max(shape.in_layers, 1)))
-        first = _passes(folder, 1, device, dtype, tokens)
+        first = _passes(folder, 1, watch, dtype, tokens)
         second = None
         if size < _LARGE and layers > 1:
-            second = _passes(folder, 2, device, dtype, tokens)
+            second = _passes(folder, 2, watch, dtype, tokens)
     except Exception:  # whatever an architecture's configuration or forward raises
         return None
     rows = min(shape.config.vocab_size, _VOCABULARY)
     hidden = shape.config.hidden_size
     more = (shape.config.vocab_size - rows) * hidden
-    head = _head(rows, hidden, device, dtype) if more > 0 else (0.0, 0.0)
+    head = _head(rows, hidden, watch, dtype) if more > 0 else (0.0, 0.0)
     if second is None:
         whole = [layers * part for part in first]
     else:
@@ -138,49 +138,59 @@ def _probe(
     return token, step + more * head[0], row + more * head[1]
 
 
-def _head(rows: int, hidden: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+def _head(rows: int, hidden: int, watch: Stopwatch, dtype: torch.dtype) -> tuple[float, float]:
     """Seconds per weight of the head: of a pass, and for each row more."""
-    weight = torch.full((rows, hidden), 0.01, device=device, dtype=dtype)
-    few, many = (torch.full((n, hidden), 0.01, device=device, dtype=dtype) for n in (4, 64))
+    weight = torch.full((rows, hidden), 0.01, device=watch.device, dtype=dtype)
+    few, many = (torch.full((n, hidden), 0.01, device=watch.device, dtype=dtype) for n in (4, 64))
     linear = torch.nn.functional.linear
-    short = _best(lambda: linear(few, weight), device, patience=0.05)
-    long = _best(lambda: linear(many, weight), device, patience=0.05)
+    short = _best(lambda: linear(few, weight), watch)
+    long = _best(lambda: linear(many, weight), watch)
     slope = max(long - short, 0.0) / 60
     return max(short - 4 * slope, 0.0) / weight.numel(), slope / weight.numel()
 
 
 def _passes(
-    folder: Path, layers: int, device: torch.device, dtype: torch.dtype, tokens: int
+    folder: Path,
+    layers: int,
+    watch: Stopwatch,
+    dtype: torch.dtype,
+    tokens: int,
 ) -> tuple[float, float, float]:
     """(seconds per prompt token, per decoding pass, per row of it) of some layers and a head."""
     from cqd_hub.evaluation.engine._interface import Generate
     from cqd_hub.evaluation.engine._slots import SlotLoop
 
-    model = _random_model(folder, layers, device, dtype)
+    model = _random_model(folder, layers, watch.device, dtype)
     most = model.get_input_embeddings().num_embeddings
 
-    def timed(rows: int, new: int) -> float:
-        loop: SlotLoop[int] = SlotLoop(model, _Mute, frozenset(), batch_tokens=1 << 20)
+    def timed(rows: int, now: Now) -> list[float]:
+        """Seconds of reading prompts, and of each decoding pass."""
+        marks = list[float]()
+
+        def mark(*_: Any) -> None:
+            watch.settle()
+            marks.append(now())
+
+        loop: SlotLoop[int] = SlotLoop(model, _Mute, frozenset(), batch_tokens=1 << 20, assign=mark)
         for row in range(rows):
             prompt = tuple((7 * row + n) % most for n in range(length))
-            loop.add(row, Generate(prompt, new))
-        _settle(device)
-        start = time.perf_counter()
+            loop.add(row, Generate(prompt, 1 + _STEPS))
+        watch.settle()
+        start = now()
         while len(loop):
             loop.advance()
-        _settle(device)
-        return time.perf_counter() - start
+        read, steps = marks[-_STEPS] - start, marks[-_STEPS:]
+        return [read, min(after - before for before, after in pairwise(steps))]
 
     length = 48 if tokens > 48 * 16 else 16
     many = min(max(tokens // length, 4), 192)
     few = max(many // 12, 1)
-    timed(few, 2)
-    once = {rows: min(timed(rows, 1) for _ in range(2)) for rows in (few, many)}
-    more = {rows: min(timed(rows, 1 + _STEPS) for _ in range(2)) for rows in (few, many)}
-    step = {rows: max(more[rows] - once[rows], 0.0) / _STEPS for rows in (few, many)}
-    row = max(step[many] - step[few], 0.0) / (many - few)
-    token = max(once[many] - once[few], 0.0) / ((many - few) * length)
-    return token, max(step[few] - few * row, 0.0), row
+    (read_few, step_few), (read_many, step_many) = (
+        watch.shortest(partial(timed, rows), patience=_PASSES) for rows in (few, many)
+    )
+    row = max(step_many - step_few, 0.0) / (many - few)
+    token = max(read_many - read_few, 0.0) / ((many - few) * length)
+    return token, max(step_few - few * row, 0.0), row
 
 
 class _Mute:
@@ -219,10 +229,13 @@ async def execution_seconds(settings: Evaluation) -> float:
         )
         async with opened as sandbox:
             program = PythonCall("def f(x): return x", "f", ((1,),))
-            await asyncio.gather(*(sandbox.run(program) for _ in range(settings.sandbox_workers)))
-            count = 8 * settings.sandbox_workers
-            start = time.perf_counter()
+            count = 2 * settings.sandbox_workers
             await asyncio.gather(*(sandbox.run(program) for _ in range(count)))
-            return (time.perf_counter() - start) / count
+            best = float("inf")
+            for _ in range(_ROUNDS):
+                start = time.perf_counter()
+                await asyncio.gather(*(sandbox.run(program) for _ in range(count)))
+                best = min(best, (time.perf_counter() - start) / count)
+            return best
     except CqdHubError:  # the run will say so where it matters
         return 0.0
