@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cqd_hub.evaluation.drafts import Answers, Drafts, Relatives
 from cqd_hub.evaluation.engine import Candidate, Engine
+from cqd_hub.evaluation.generated import Generated
 from cqd_hub.evaluation.judging import Judge, Verdicts
 from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.evaluation.sandbox import Sandbox
@@ -27,6 +28,7 @@ class Evaluation(NamedTuple):
 
     measurements: list[Measurement]
     seconds: float
+    generated: Generated
     stopped: dict[str, int] | None = None
 
     def scores(self) -> dict[str, float]:
@@ -57,9 +59,6 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         self._judge = Judge(self.sandbox, self.verdicts)
-        self._means = Means(self.engine, self._judge)
-        # What is chosen by and reported is of one path, whatever the search was fast with.
-        self._reported = Means(self.engine.canonical, self._judge)
         self._relatives = Relatives(lambda individual, split: self.answers(individual, split))
 
     @property
@@ -100,10 +99,13 @@ class Evaluator:
         """
         start = time.perf_counter()
         names = list(self.skills if skills is None else skills)
+        # What is chosen by and reported is of one path, whatever the search was fast with.
+        engine = self.engine if split == "optimisation" else self.engine.canonical
+        means = Means(engine, self._judge, Generated())
         if decided is None:
             wanted = [(name, one) for name in names for one in self.skills[name].samples[split]]
-            measurements = await self._ask(candidate, split, wanted, parents)
-            return Evaluation(measurements, time.perf_counter() - start)
+            measurements = await self._ask(means, candidate, split, wanted, parents)
+            return Evaluation(measurements, time.perf_counter() - start, means.generated)
         samples = {name: [one.id for one in self.skills[name].samples[split]] for name in names}
         said = self._relatives.measurements(parents, split)
         course, measurements = Course(samples, said, decided), list[Measurement]()
@@ -115,13 +117,15 @@ class Evaluator:
                 for one in skill.samples[split]
                 if (name, one.id) in block
             ]
-            found = await self._ask(candidate, split, wanted, parents)
+            found = await self._ask(means, candidate, split, wanted, parents)
             course.note(found)
             measurements += found
-        return Evaluation(measurements, time.perf_counter() - start, course.stopped)
+        seconds = time.perf_counter() - start
+        return Evaluation(measurements, seconds, means.generated, course.stopped)
 
     async def _ask(
         self,
+        means: Means,
         candidate: Candidate,
         split: Split,
         wanted: Iterable[tuple[str, Question]],
@@ -130,7 +134,7 @@ class Evaluator:
         """Have these samples measured side by side; after a failure none goes on."""
         tasks = [
             asyncio.ensure_future(
-                self._measure(candidate, split, self.skills[name], sample, parents)
+                self._measure(means, candidate, split, self.skills[name], sample, parents)
             )
             for name, sample in wanted
         ]
@@ -145,6 +149,7 @@ class Evaluator:
 
     async def _measure(
         self,
+        means: Means,
         candidate: Candidate,
         split: Split,
         skill: Skill,
@@ -154,5 +159,4 @@ class Evaluator:
         drafts = Drafts()
         if parents:
             drafts = self._relatives.drafts(parents, split, skill, sample.id)
-        means = self._means if split == "optimisation" else self._reported
         return await skill.measure(means, candidate, split, sample, drafts)

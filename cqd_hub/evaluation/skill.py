@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cqd_hub.evaluation.drafts import Drafts, Said
-from cqd_hub.evaluation.engine import Candidate, Engine
+from cqd_hub.evaluation.engine import Candidate, Engine, Reply, Request
+from cqd_hub.evaluation.generated import Generated
 from cqd_hub.evaluation.judging import Judge, Verdicts
 from cqd_hub.evaluation.measurement import Measurement
 from cqd_hub.recipe import Split
@@ -31,6 +33,13 @@ class Means:
 
     engine: Engine
     judge: Judge
+    generated: Generated
+
+    def submit(self, candidate: Candidate, request: Request) -> asyncio.Future[Reply]:
+        """See `Engine.submit`; the reply is counted."""
+        future = self.engine.submit(candidate, request)
+        future.add_done_callback(self.generated.note)
+        return future
 
 
 class Judged(NamedTuple):

@@ -115,7 +115,7 @@ class TaskSkill:
         known = drafts.after(())
         futures = [
             [
-                means.engine.submit(
+                means.submit(
                     candidate,
                     dataclasses.replace(request, drafts=known)
                     if known and isinstance(request, Generate)

@@ -19,7 +19,7 @@ from cqd_hub.evaluation.skill import Judged
 from cqd_hub.files import write_atomic
 from cqd_hub.recipe import Split
 
-_FORMAT = 1
+_FORMAT = 2
 _LARGE = 1 << 20  # bytes; a larger genome is kept as a file beside the journal
 
 _SCHEMA = """
@@ -31,7 +31,8 @@ CREATE TABLE individuals (
   lineage TEXT NOT NULL,       -- JSON: skill, parents, shares, operators, seed
   genome_hash TEXT NOT NULL,
   genome BLOB,                 -- NULL: genomes/<genome_hash>.safetensors
-  seconds TEXT NOT NULL        -- JSON: where the time went
+  seconds TEXT NOT NULL,       -- JSON: where the time went
+  generated TEXT NOT NULL      -- JSON: answers, tokens, drafted tokens, passes
 );
 CREATE TABLE measurements (
   individual INTEGER NOT NULL REFERENCES individuals(id),
@@ -84,6 +85,7 @@ class Individual:
     generation: int | None = None
     lineage: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    generated: dict[str, int] = field(default_factory=dict)
 
 
 class Journal:
@@ -150,9 +152,10 @@ class Journal:
             individual.genome_hash,
             genome,
             json.dumps(individual.seconds),
+            json.dumps(individual.generated),
         )
         with self._transaction():
-            self._db.execute("INSERT INTO individuals VALUES (?,?,?,?,?,?,?,?)", row)
+            self._db.execute("INSERT INTO individuals VALUES (?,?,?,?,?,?,?,?,?)", row)
             self._insert(individual.id, measurements)
 
     def measure(self, individual: int, measurements: Iterable[Measurement]) -> None:
@@ -307,7 +310,7 @@ class Journal:
         return _Transaction(self._db, self.path)
 
     def _individual(self, row: tuple[Any, ...]) -> Individual:
-        number, role, name, generation, lineage, genome_hash, genome, seconds = row
+        number, role, name, generation, lineage, genome_hash, genome, seconds, generated = row
         return Individual(
             id=number,
             role=Role(role),
@@ -317,6 +320,7 @@ class Journal:
             generation=generation,
             lineage=json.loads(lineage),
             seconds=json.loads(seconds),
+            generated=json.loads(generated),
         )
 
     def _large_genome(self, genome_hash: str) -> bytes:

@@ -71,6 +71,7 @@ class Recorder:
                 generation=generation,
                 lineage=lineage,
                 seconds=done.seconds,
+                generated=done.generated,
             ),
             done.measurements,
         )

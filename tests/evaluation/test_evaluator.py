@@ -131,6 +131,25 @@ def test_every_measurement_is_whole(tmp_path: Path, basis: Basis) -> None:
     run(tmp_path, basis, work)
 
 
+def test_what_generating_took_is_counted(tmp_path: Path, basis: Basis) -> None:
+    async def work(evaluator: Evaluator, sandbox: Counting, candidate: Candidate) -> None:
+        plain = await evaluator.evaluate(candidate, "validation")
+        said = [one.tokens for one in plain.measurements if one.tokens]
+        assert plain.generated.answers == len(said) == 4  # choices are scored, not generated
+        assert plain.generated.tokens == sum(map(len, said))
+        assert plain.generated.drafted == 0
+        assert plain.generated.passes == plain.generated.tokens
+        evaluator.answers = lambda individual, split: plain.measurements
+        twin = Candidate(candidate.id + 1, candidate.genome)
+        drafted = await evaluator.evaluate(twin, "validation", parents=[candidate.id])
+        # Each answer whole in the pass that reads its prompt, which gives one token itself.
+        assert drafted.generated.passes == 4
+        assert drafted.generated.tokens == plain.generated.tokens
+        assert drafted.generated.drafted == plain.generated.tokens - 4
+
+    run(tmp_path, basis, work)
+
+
 def test_a_verdict_is_never_executed_twice(tmp_path: Path, basis: Basis) -> None:
     async def work(evaluator: Evaluator, sandbox: Counting, candidate: Candidate) -> None:
         first = await evaluator.evaluate(candidate, "test")

@@ -177,10 +177,10 @@ def test_what_is_no_journal(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds nothing yet"):
         Journal(tmp_path)
     journal = Journal(tmp_path, create=True)
-    journal._db.execute("PRAGMA user_version=2")
+    journal._db.execute("PRAGMA user_version=9")
     journal.close()
     for create in (False, True):
-        with pytest.raises(UserError, match="has journal format 2, known is 1"):
+        with pytest.raises(UserError, match="has journal format 9, known is 2"):
             Journal(tmp_path, create=create)
 
 

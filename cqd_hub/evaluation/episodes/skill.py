@@ -383,7 +383,7 @@ class _Player:
         if request not in self._answered:
             seen = [transcript.seen_key(one.seen) for one in exchanges]
             drafted = replace(request, drafts=self._drafts.after(seen))
-            self._answered[request] = await self._means.engine.submit(self._candidate, drafted)
+            self._answered[request] = await self._means.submit(self._candidate, drafted)
         reply = self._answered[request]
         self._paths.add(reply.path or self._means.engine.path)
         return reply

@@ -37,6 +37,7 @@ class Done(NamedTuple):
     Args:
         measurements: One per sample (and repeat) asked.
         seconds: ``total`` wall time, and what of it was spent where.
+        generated: Answers, tokens, drafted tokens and passes, see `Generated`.
         executed: Answers that were executed for it.
         reused: Answers whose verdict was known.
         stopped: Skill → samples answered, where not all were asked; else None.
@@ -44,6 +45,7 @@ class Done(NamedTuple):
 
     measurements: list[Measurement]
     seconds: dict[str, float]
+    generated: dict[str, int]
     executed: int = 0
     reused: int = 0
     stopped: dict[str, int] | None = None

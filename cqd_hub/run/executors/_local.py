@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -67,7 +68,14 @@ class LocalExecutor:
         executed, reused = int(spent.pop("executed")), int(spent.pop("reused"))
         total = evaluation.seconds + spent.get("merge", 0.0)
         seconds = {"total": total, **spent}
-        return Done(evaluation.measurements, seconds, executed, reused, evaluation.stopped)
+        return Done(
+            evaluation.measurements,
+            seconds,
+            asdict(evaluation.generated),
+            executed,
+            reused,
+            evaluation.stopped,
+        )
 
     def _spent_since(self) -> dict[str, float]:
         """What the workbench counts, since the last job's end: seconds by their use, answers."""
