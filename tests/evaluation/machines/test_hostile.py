@@ -139,7 +139,8 @@ def test_endless_output(box: Box, command: str) -> None:
 
 def test_output_in_the_background(box: Box) -> None:
     assert box.shell("(yes & yes >&2 &); echo on", 3).ended == ""
-    assert box.shell("pkill yes; sleep 0.1").ended == ""
+    # Late, it has written more than a command may by now.
+    assert box.shell("pkill yes; sleep 0.1").ended in ("", "output")
     assert box.shell("echo on").text.endswith("on\n")
 
 
