@@ -53,6 +53,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
     yield "device", f"{plan.device}, {plan.dtype}"
     yield "engine", f"{plan.engine.kind}: {plan.engine.reason}"
+    if plan.device != "cpu" and plan.weights == "host":
+        yield "weights", "kept in the host's memory, and streamed for every child"
     for what, size in plan.memory.items():
         yield f"memory: {what}", size_text(size)
     yield "memory: together", size_text(sum(plan.memory.values()))

@@ -43,6 +43,7 @@ class Plan:
         device: Where the model is.
         dtype: Of its weights.
         engine: Which, and why.
+        weights: Where what children are summed from is kept.
         memory: What → bytes on the device.
         host: Bytes of the process's memory.
         disk: What → bytes: ``download``, ``basis`` (both kept for later runs), ``run``, ``merges``.
@@ -56,6 +57,7 @@ class Plan:
     device: str
     dtype: str
     engine: Choice
+    weights: Weights
     memory: Mapping[str, int]
     host: int
     disk: Mapping[str, int]
@@ -148,6 +150,7 @@ def predict(
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         engine=engine,
+        weights=weights,
         memory=memory,
         host=host,
         disk=_disk(recipe, survey, work, children, finalists),

@@ -111,7 +111,7 @@ def refuse_misfit(
     raise UserError(
         f"does not fit: {parts} = {size_text(sum(needed.values()))}, {size_text(free)} are free",
         where=f"evaluation.device: {device}",
-        remedy=_remedy(shape, dtype, device, free, needs),
+        remedy=_remedy(shape, dtype, device, weights, free, needs),
     )
 
 
@@ -119,21 +119,24 @@ def _remedy(
     shape: Shape,
     dtype: torch.dtype,
     device: str,
+    weights: Weights,
     free: int,
     needs: Callable[..., dict[str, int]],
 ) -> str:
     """The least change that fits."""
-    if device != "cpu" and sum(needs(shape, dtype, weights="host").values()) <= free:
-        return "set evaluation.weights: auto"
     smaller = [dtype] if dtype.itemsize == 2 else [dtype, torch.bfloat16]
+    # Streamed from the host's memory, weights take least of a GPU.
+    places: list[Weights] = [weights] if device == "cpu" or weights == "host" else [weights, "host"]
     tries = [
         (
             [
+                *([] if place == weights else ["evaluation.weights: auto"]),
                 *([] if kind == dtype else ["evaluation.dtype: bfloat16"]),
                 *([f"genome.rank: {rank} and genome.tail: drop"] if rank else []),
             ],
-            needs(shape.at_rank(rank) if rank else shape, kind),
+            needs(shape.at_rank(rank) if rank else shape, kind, weights=place),
         )
+        for place in reversed(places)
         for kind in smaller
         for rank in (None, *_RANKS)
     ]
@@ -142,7 +145,7 @@ def _remedy(
             return f"set {', '.join(said)}"
     if device != "cpu" and sum(needs(shape, dtype, "cpu").values()) <= free_host_memory():
         return "set evaluation.device: cpu, or use a device with more memory"
-    least = sum(tries[-1][1].values())
+    least = min(sum(needed.values()) for _, needed in tries)
     return f"use a device with more memory: {_least(smaller[-1])} takes {size_text(least)}"
 
 
