@@ -10,11 +10,11 @@ run.export("best", to="my-model")
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cqd_hub.errors import UserError
 from cqd_hub.recipe import Recipe, find_recipe, load_yaml
@@ -22,7 +22,10 @@ from cqd_hub.recipe import Recipe, find_recipe, load_yaml
 if TYPE_CHECKING:
     from cqd_hub.report import Row
     from cqd_hub.run.journal import Individual
+    from cqd_hub.run.plan import Plan
     from cqd_hub.run.progress import Observer
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -93,30 +96,60 @@ def evolve(
     from cqd_hub.report import build_report
     from cqd_hub.run.evolve import evolve as run
 
+    loaded, place = _load(recipe, children=children, seed=seed)
+    folder = Path(out) if out is not None else Path("runs") / loaded.name
+    _outside_loops(lambda: asyncio.run(run(loaded, place, folder, observer)))
+    build_report(folder)
+    return Run(folder)
+
+
+def plan(
+    recipe: str | Path | Recipe,
+    *,
+    children: int | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Say what a run will take before any weights are downloaded: memory, disk, time, and engine.
+
+    Measures this machine for a few seconds. Times are seconds, sizes bytes.
+
+    Args:
+        recipe: See `evolve`.
+        children: Overrides the recipe file's.
+        note: Called with a line for what takes time.
+
+    Raises:
+        UserError: Bad input, or models that do not fit the device: with the arithmetic.
+        RunError: The Hub does not answer.
+    """
+    from cqd_hub.run.plan import make_plan
+
+    loaded, place = _load(recipe, children=children)
+    return _outside_loops(lambda: make_plan(loaded, place, note=note))
+
+
+def _load(
+    recipe: str | Path | Recipe, *, children: int | None, seed: int | None = None
+) -> tuple[Recipe, Path]:
+    """A recipe, and where its relative paths start."""
     changes = [] if children is None else [f"search.children={children}"]
     changes += [] if seed is None else [f"seed={seed}"]
     if isinstance(recipe, Recipe):
         if changes:
             raise UserError("children and seed override a recipe file; set them in the Recipe")
-        loaded, place = recipe, Path.cwd()
-    else:
-        path = find_recipe(str(recipe))
-        loaded, place = load_yaml(path, Recipe, changes), path.resolve().parent
-    folder = Path(out) if out is not None else Path("runs") / loaded.name
-    _wait_for(run(loaded, place, folder, observer))
-    build_report(folder)
-    return Run(folder)
+        return recipe, Path.cwd()
+    path = find_recipe(str(recipe))
+    return load_yaml(path, Recipe, changes), path.resolve().parent
 
 
-def _wait_for(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end, in a thread of its own where a loop is running already (a notebook)."""
+def _outside_loops(work: Callable[[], _Result]) -> _Result:
+    """Call *work*, in a thread of its own where a loop is running already (a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        asyncio.run(work)
-        return
+        return work()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pool.submit(asyncio.run, work).result()
+        return pool.submit(work).result()
 
 
 def open_run(folder: str | Path) -> Run:

@@ -19,7 +19,7 @@ from cqd_hub.errors import UserError
 from tests.cli.conftest import Cli
 
 HEAVY = ("torch", "transformers", "lm_eval", "datasets", "peft", "matplotlib", "mergekit")
-COMMANDS = ("evolve", "train", "export", "eval", "report", "init", "doctor")
+COMMANDS = ("evolve", "plan", "train", "export", "eval", "report", "init", "doctor")
 
 
 @pytest.fixture(scope="module")

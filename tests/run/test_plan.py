@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -14,14 +15,17 @@ from typing import Any, Literal
 import pytest
 import torch
 
+import cqd_hub
+from cqd_hub.cli.plan import _rows
 from cqd_hub.errors import UserError
 from cqd_hub.evaluation.engine.memory import Load, Shape, on_device, on_host
 from cqd_hub.genome import Basis, Genome, Materialiser, build_basis, mutate_expert, open_models
 from cqd_hub.genome.held import Streamed, Weights
 from cqd_hub.randomness import generator
 from cqd_hub.recipe import Recipe
-from cqd_hub.run.plan import Took, _choose, _room, is_planned, make_plan
-from cqd_hub.run.plan._calibrate import calibrate
+from cqd_hub.run.plan import Plan, Took, _choose, _fitting, _room, check_fit, is_planned, make_plan
+from cqd_hub.run.plan._calibrate import Rates, calibrate
+from cqd_hub.run.plan._predict import predict
 from cqd_hub.run.plan._room import place_weights, refuse_misfit
 from cqd_hub.run.plan._survey import survey, survey_basis
 from cqd_hub.run.plan._work import load_work
@@ -217,6 +221,55 @@ class TestLarge:
         monkeypatch.setattr(_room, "free_host_memory", lambda: 64 * GB)
         assert "set evaluation.device: cpu" in refused(16 * GB, cut, "host").remedy
 
+    def test_streamed_is_planned_and_said_where_it_does_not_fit_beside_its_copy(
+        self, large: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base, experts = large
+        asked = recipe(base, {"one": experts[0], "two": experts[1]})
+        rates = Rates(1e12, 1e12, 1e11, 1e-5, 1e-3, 1e-5)
+        monkeypatch.setattr(_room, "free_host_memory", lambda: 10 * GB)
+
+        def planned(free: int) -> Plan:
+            monkeypatch.setattr("cqd_hub.run.plan.free_memory", lambda device: free * GB)
+            with survey(asked, Path()) as found:
+                work, rows = load_work(asked, Path(), found.tokenizer, lambda line: None)
+                where = {"device": "cuda", "dtype": torch.bfloat16}
+                fit = _fitting(asked, found, work, rows, "cuda", torch.bfloat16)
+                return predict(asked, found, work, rates, fit.engine, weights=fit.weights, **where)
+
+        roomy, tight = planned(200), planned(24)
+        assert (roomy.weights, tight.weights) == ("device", "host")
+        assert "pristine base" in roomy.memory
+        assert "pristine base" not in tight.memory
+        assert sum(tight.memory.values()) < 24 * GB
+        assert tight.host > roomy.host + 16 * GB
+        assert tight.child.materialise > 1  # 16 GB and more of each child cross the link
+        assert tight.record()["weights"] == "host"
+        assert "streamed" in dict(_rows(tight))["weights"]
+        assert "weights" not in dict(_rows(roomy))
+        with pytest.raises(
+            UserError, match=r"does not fit: model 16.06 GB \+ .* 12.00 GB are free"
+        ):
+            planned(12)
+
+    def test_a_remedy_counts_on_streaming(
+        self, large: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of weights that were to stay on the device, in a dtype that the card is too small for."""
+        base, experts = large
+        asked = recipe(base, {"one": experts[0], "two": experts[1]}, genome={"rank": 64})
+        with survey(asked, Path()) as found:
+            shape = found.shape
+        monkeypatch.setattr(_room, "free_host_memory", lambda: GB)
+        load = Load(rows=64, length=1024, batch_tokens=65536)
+        where = {"engine": "sequential", "device": "cuda", "dtype": torch.float32}
+        with pytest.raises(UserError) as error:
+            refuse_misfit(shape, load, free=24 * GB, **where)
+        assert error.value.remedy == ("set evaluation.weights: auto, evaluation.dtype: bfloat16")
+        with pytest.raises(UserError) as error:
+            refuse_misfit(shape, load, free=12 * GB, **where)
+        assert "takes 17." in error.value.remedy  # streamed, not 16 GB twice
+
     def test_children_go_one_after_the_other_where_shared_factors_are_too_much(
         self, large: tuple[Path, list[Path]]
     ) -> None:
@@ -282,6 +335,40 @@ class TestPlan:
         named = make_plan(recipe(models.base, experts, evaluation={"engine": "population"}), Path())
         assert named.engine.kind == "population"
         assert "individuals' tables" in named.memory
+
+    def test_from_python(self, models: Models, tmp_path: Path) -> None:
+        experts = {"a": models.full[0], "b": models.full[1]}
+        path, notes = tmp_path / "recipe.yaml", list[str]()
+        asked = recipe(models.base, experts)
+        path.write_text(json.dumps(asked.model_dump(mode="json", exclude_unset=True)))
+        plan = cqd_hub.plan(path, children=8, note=notes.append)
+        assert isinstance(plan, Plan)
+        assert plan.children == 8
+        assert any("measuring" in line for line in notes)
+
+        async def notebook() -> Plan:
+            return cqd_hub.plan(asked)
+
+        assert asyncio.run(notebook()).children == asked.search.children
+        with pytest.raises(UserError, match="children"):
+            cqd_hub.plan(asked, children=8)
+
+    @pytest.mark.parametrize("per_step", [1, 32])
+    def test_the_engine_is_the_one_that_a_run_opens(self, models: Models, per_step: int) -> None:
+        """Of headers or of open models, one decision."""
+        from cqd_hub.evaluation.engine.loading import load_tokenizer
+        from cqd_hub.evaluation.skills import load_skills
+
+        experts = {"a": models.full[0], "b": models.full[1]}
+        search = {"children": 32, "children_per_step": per_step}
+        samples = {"optimisation": 2, "validation": 2, "test": 2}
+        genome = {"rank": 1, "tail": "drop"}
+        asked = recipe(models.base, experts, search=search, genome=genome, samples=samples)
+        basis = build_basis(*open_models(models.base, list(experts.values())), rank=1, tail="drop")
+        skills = load_skills(asked, Path(), load_tokenizer(basis.base.tokenizer))
+        fit = check_fit(asked, basis, skills, device="cpu", dtype=torch.float32)
+        assert make_plan(asked, Path()).engine == fit.engine
+        assert fit.engine.kind == ("sequential" if per_step == 1 else "population")
 
     def test_other_architectures_are_reckoned(self, basis: Basis, tmp_path: Path) -> None:
         """Where no layers can be made, products and memory alone tell."""
