@@ -68,12 +68,22 @@ def main() -> None:
         f"{'operator':>10}{'step':>6}{'same':>7}{'tokens':>8}{'one':>7}{'both':>7}"
         f"{'accepted':>10}{'plain':>8}{'both':>8}{'wall':>7}{'CPU':>7}{'limit':>7}"
     )
-    for operator in OPERATORS:
-        for step in arguments.steps if operator != "crossover" else [0.0]:
-            report(engine, basis, requests, operator, step, arguments.children)
+    asyncio.run(compare(engine, basis, requests, arguments))
 
 
-def report(
+async def compare(
+    engine: SequentialEngine,
+    basis: Basis,
+    requests: list[Generate],
+    arguments: argparse.Namespace,
+) -> None:
+    async with engine:  # all along, as in a run
+        for operator in OPERATORS:
+            for step in arguments.steps if operator != "crossover" else [0.0]:
+                await report(engine, basis, requests, operator, step, arguments.children)
+
+
+async def report(
     engine: SequentialEngine,
     basis: Basis,
     requests: list[Generate],
@@ -89,18 +99,18 @@ def report(
         rng = generator(0, number, "benchmark")
         mother, father = rng.choice(len(pool), 2, replace=False)
         child = make(basis, (pool[mother], pool[father]), operator, step, rng)
-        plain, *plainly = answer(engine, child, requests)
+        plain, *plainly = await answer(engine, child, requests)
         drafts = [
             (said[mother][place].tokens, said[father][place].tokens)
             for place in range(len(requests))
         ]
         single = [replace(r, drafts=d[:1]) for r, d in zip(requests, drafts, strict=True)]
         double = [replace(r, drafts=d) for r, d in zip(requests, drafts, strict=True)]
-        alone, *_ = answer(engine, child, single)
+        alone, *_ = await answer(engine, child, single)
         before = replace(engine.counts)
-        drafted, *with_drafts = answer(engine, child, double)
+        drafted, *with_drafts = await answer(engine, child, double)
         known = [replace(r, drafts=(a.tokens,)) for r, a in zip(requests, plain, strict=True)]
-        certain, *at_best = answer(engine, child, known)
+        certain, *at_best = await answer(engine, child, known)
         spent = np.array([plainly, with_drafts, at_best])
         wall, cpu = wall + spent[:, 0], cpu + spent[:, 1]
         assert alone == plain == drafted == certain  # token for token
@@ -134,19 +144,14 @@ def make(basis: Basis, parents: tuple[Genome, Genome], operator: str, step: floa
     return child
 
 
-def answer(
+async def answer(
     engine: SequentialEngine, genome: Genome, requests: list[Generate]
 ) -> tuple[list[Reply], float, float]:
     """Replies, and the wall and CPU seconds of generating them."""
     candidate = Candidate(0, genome)
     engine._become(candidate)
-
-    async def work() -> list[Reply]:
-        async with engine:
-            return await asyncio.gather(*(engine.submit(candidate, r) for r in requests))
-
     start, spent = time.perf_counter(), time.process_time()
-    replies = asyncio.run(work())
+    replies = await asyncio.gather(*(engine.submit(candidate, r) for r in requests))
     return replies, time.perf_counter() - start, time.process_time() - spent
 
 

@@ -55,6 +55,7 @@ class Known(NamedTuple):
     generation: int | None
     lineage: dict[str, Any]
     seconds: dict[str, float]
+    generated: dict[str, int]
 
 
 class History(NamedTuple):
@@ -146,7 +147,9 @@ def load_run(folder: Path) -> RunData:
         # The order matters while a run goes on: whoever is told is already recorded and scored.
         told = journal.told()
         individuals = {
-            one.id: Known(one.role, one.name, one.generation, one.lineage, one.seconds)
+            one.id: Known(
+                one.role, one.name, one.generation, one.lineage, one.seconds, one.generated
+            )
             for one in journal.individuals()
         }
         scores = {split: journal.scores(split) for split in SPLITS}

@@ -16,6 +16,7 @@ import numpy as np
 from cqd_hub import __version__
 from cqd_hub.recipe.schema import GridArchive
 from cqd_hub.report._data import Candidate, RunData
+from cqd_hub.report._drafts import speculation
 from cqd_hub.report._facts import about, reproduction
 from cqd_hub.report._figures import DPI
 from cqd_hub.report._plan import compared
@@ -141,6 +142,7 @@ def render(
         lineage=lineage,
         answers=sample_answers(run),
         phases=spent,
+        speculation=speculation(run),
         planned=compared(run.folder, {phase.name: phase.mean for phase in spent}),
     )
 

@@ -92,7 +92,7 @@ def make_run(
             "expert": SKILLS[active % 3],
             "parents": [mother, father],
             "crossover": {"per": "layer", "shares": [[share, share], [1 - share, 1 - share]]},
-            "mutation": {"kind": "svd"},
+            "mutation": {"kind": "svd", "of": "expert", "w_max": 0.5 if number % 2 else 0.1},
             "seed": 0,
         }
         seconds = {"total": 1.4, "generate": 0.9 + 0.01 * (number % 5), "execute": 0.3}
@@ -103,6 +103,12 @@ def make_run(
             ability,
             lineage=lineage,
             seconds=seconds | {"materialise": 0.05},
+            generated={
+                "answers": 10,
+                "tokens": 80,
+                "drafted": 40 if number % 2 else 72,
+                "passes": 35 if number % 2 else 15,
+            },
         )
         journal.tell([number])
     if finished:

@@ -15,6 +15,7 @@ from cqd_hub import assets
 from cqd_hub.recipe import Recipe, load_yaml
 from cqd_hub.report import build_report, results_table, visible
 from cqd_hub.report._data import load_run
+from cqd_hub.report._drafts import speculation
 from cqd_hub.report._facts import about, facts, reproduction
 from cqd_hub.report._page import sample_answers
 from cqd_hub.report._text import cut, percent
@@ -307,3 +308,15 @@ def test_planned_and_measured(tmp_path: Path) -> None:
     assert "memory of the device" not in part  # was not measured
     (run / "plan.json").write_text("[]")
     assert "Planned and measured" not in build_report(run).page.read_text()
+
+
+def test_what_drafts_were_worth_by_step_size(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "run", children=7))
+    small, bold = speculation(run)
+    assert small.operators == "linear crossover, svd mutation of the expert (w_max 0.1)"
+    assert bold.operators.endswith("(w_max 0.5)")
+    assert (small.children, bold.children) == (3, 4)
+    assert (small.tokens, small.drafted, small.passes) == (8.0, 0.9, 1.5)
+    assert (bold.tokens, bold.drafted, bold.passes) == (8.0, 0.5, 3.5)
+    page = build_report(run.folder).page.read_text()
+    assert re.search(r"w_max 0\.1\)</th><td>3</td><td>8\.0</td><td>90 %</td><td>1\.5<", page)
