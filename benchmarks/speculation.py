@@ -92,7 +92,7 @@ async def report(
     children: int,
 ) -> None:
     pool = [Genome.of_expert(basis.hash, basis.layout, n) for n in range(3)]
-    said = [answer(engine, genome, requests)[0] for genome in pool]
+    said = [(await answer(engine, genome, requests))[0] for genome in pool]
     same = passes = one = both = tokens = proposed = accepted = 0
     wall, cpu = np.zeros(3), np.zeros(3)  # plain, both, known
     for number in range(children):

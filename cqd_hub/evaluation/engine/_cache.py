@@ -9,8 +9,10 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from cqd_hub.evaluation.engine._attention import ROWS
+
 _STEP = 64  # columns are added this many at a time
-_MASKED = ("sdpa", "eager")  # attention that takes a mask of four dimensions
+_MASKED = ("sdpa", "eager", ROWS)  # attention that takes a mask of four dimensions
 
 
 def longest_row(config: Any) -> int:
@@ -51,20 +53,24 @@ class RowCache:
         self._length = 0
         self._write: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def aim(self, rows: Sequence[int], columns: torch.Tensor, length: int) -> None:
+    def aim(self, rows: Sequence[int], columns: torch.Tensor, length: int) -> int:
         """Point the next pass at rows that carry on.
 
         Args:
             rows: Which row each row of the batch is.
             columns: ``[batch, width]`` on the device: where each token is written, or -1.
-            length: How many columns are read.
+            length: How many columns are to be read.
+
+        Returns:
+            How many are read: a few more where that spares copying them out.
         """
         first = rows[0]
         index = torch.tensor(rows, device=columns.device)
         consecutive = list(rows) == list(range(first, first + len(rows)))
         self._read = slice(first, first + len(rows)) if consecutive else index
-        self._write = index[:, None].expand_as(columns), columns % (self._columns + 1)
-        self._length = length
+        self._write = self._places(index[:, None].expand_as(columns), columns)
+        self._length = self._columns if 2 * length > self._columns else length
+        return self._length
 
     def aim_packed(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Point the next pass at rows that begin, several of them behind each other in one.
@@ -74,7 +80,7 @@ class RowCache:
             columns: As in `aim`.
         """
         self._read = None  # tokens see those of the pass alone
-        self._write = rows, columns % (self._columns + 1)
+        self._write = self._places(rows, columns)
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room, keeping what is there."""
@@ -84,9 +90,9 @@ class RowCache:
         old = self._rows, self._columns
         self._rows, self._columns = max(rows, old[0]), max(columns, old[1])
         for number, (keys, values) in self._layers.items():
-            grown = [self._empty(tensor.transpose(1, 2)) for tensor in (keys, values)]
+            grown = [self._empty(tensor) for tensor in (keys, values)]
             for new, tensor in zip(grown, (keys, values), strict=True):
-                new[: old[0], : old[1]] = tensor[:, : old[1]]
+                new[: old[0], :, : old[1]] = tensor[: old[0]]
             self._layers[number] = grown[0], grown[1]
 
     def release(self) -> None:
@@ -97,7 +103,7 @@ class RowCache:
         """Copy the first *length* columns of one row over another."""
         for pair in self._layers.values():
             for tensor in pair:
-                tensor[target, :length] = tensor[source, :length]
+                tensor[target, :, :length] = tensor[source, :, :length]
 
     def clear(self, row: int) -> None:
         """Zero a row: masked NaN would still spoil whoever has the row next."""
@@ -114,18 +120,28 @@ class RowCache:
         if layer not in self._layers:
             self._layers[layer] = self._empty(keys), self._empty(values)
         assert self._write is not None
+        rows, columns = self._write
         for kept, new in zip(self._layers[layer], (keys, values), strict=True):
-            kept[self._write] = new.transpose(1, 2)
+            kept[rows, :, columns] = new.transpose(1, 2)
         if self._read is None:
             return keys, values
-        read = [kept[self._read, : self._length] for kept in self._layers[layer]]
-        return read[0].transpose(1, 2), read[1].transpose(1, 2)
+        kept_keys, kept_values = self._layers[layer]
+        return (
+            kept_keys[self._read, :, : self._length],
+            kept_values[self._read, :, : self._length],
+        )
 
     def get_seq_length(self, *_: Any) -> int:
         """Positions and masks are always given, so this decides nothing."""
         return 0
 
+    def _places(
+        self, rows: torch.Tensor, columns: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where tokens are written: those of column -1 to a row of their own, behind the others."""
+        return torch.where(columns < 0, self._rows, rows), columns.clamp(min=0)
+
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         # Zeros, not whatever memory holds: NaN times a weight of 0 is NaN.
-        # A token's heads lie together: one copy writes them.
-        return like.new_zeros(self._rows, self._columns + 1, like.shape[1], like.shape[3])
+        # A head's columns lie together: attention multiplies them as one matrix.
+        return like.new_zeros(self._rows + 1, like.shape[1], self._columns, like.shape[3])

@@ -82,7 +82,7 @@ class Reader:
         length = int(columns.max()) + 1
         self.cache.reserve(max(rows) + 1, length)
         at = torch.from_numpy(columns).to(self._device)
-        self.cache.aim(rows, at, length)
+        length = self.cache.aim(rows, at, length)
         mask = torch.arange(length, device=self._device) <= at.clamp(min=0)[:, None, :, None]
         self._assign(
             [row.owner for row in entries],

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from cqd_hub.errors import UserError
+from cqd_hub.evaluation.engine._attention import use_row_attention
 from cqd_hub.genome.models.architecture import Architecture
 from cqd_hub.genome.models.experts import Base
 
@@ -65,7 +66,9 @@ def load_model(folder: Path, *, device: str, dtype: torch.dtype) -> Any:
             f"transformers cannot load it: {_first_line(error)}", where=str(folder)
         ) from None
     model.requires_grad_(False).eval()
-    return model.to(torch.device(device))  # type: ignore[arg-type]
+    model = model.to(torch.device(device))  # type: ignore[arg-type]
+    use_row_attention(model)
+    return model
 
 
 def load_tokenizer(folder: Path) -> Any:
