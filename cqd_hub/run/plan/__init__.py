@@ -107,7 +107,7 @@ def check_fit(
 async def plan_of(
     recipe: Recipe, basis: Basis, skills: Mapping[str, Skill], *, workers: int = 1
 ) -> Plan:
-    """The plan of a run whose models and tasks are open; measures for about two seconds.
+    """The plan of a run whose models and tasks are open; measures for some seconds.
 
     Args:
         workers: How many devices like this one evaluate children.

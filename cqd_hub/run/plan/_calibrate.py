@@ -54,7 +54,9 @@ class Rates(NamedTuple):
 
 
 def calibrate(shape: Shape, folder: Path, *, device: str, dtype: torch.dtype) -> Rates:
-    """Measure products, memory, and passes of one and two random layers; three to five seconds.
+    """Measure products, memory, and passes of one and two random layers.
+
+    Takes three seconds, or more where others have the cores.
 
     Args:
         shape: Of the models.

@@ -16,7 +16,7 @@ from cqd_hub.genome.host import resident
 from cqd_hub.recipe import Recipe
 from cqd_hub.run.plan._calibrate import Rates
 from cqd_hub.run.plan._survey import Survey
-from cqd_hub.run.plan._work import AGREE, NEW, NEW_EXPERT, NEW_FINAL, Demand, Work
+from cqd_hub.run.plan._work import AGREE, LEFT, NEW, NEW_EXPERT, NEW_FINAL, Demand, Work
 from cqd_hub.run.space import core_bytes
 
 _MEASUREMENT = 290  # bytes of a journal row with a short answer, indices included
@@ -190,8 +190,7 @@ class _Cost:
             together = self._engine.width
         slots = max(1, self._batch // demand.length)
         tokens = demand.prompt + (demand.answer if agree else 0)
-        # Those that leave their draft do so half-way, on average.
-        decoded = apart * demand.answer * (0.5 if agree else 1.0)
+        decoded = apart * demand.answer * (LEFT if agree else 1.0)
         batches = max(1, math.ceil(apart * demand.rows / slots))
         passes = batches * demand.steps / together
         generate = tokens * rates.token * extra + passes * rates.step + decoded * rates.row * extra

@@ -22,6 +22,7 @@ _UNKNOWN = Outlook(prompt=512, limit=256)
 _ALL = 500  # samples of a split without a limit
 # Measured on the quickstart (w_max 0.3): shares of answers.
 AGREE = 0.85  # a child's, that one of its parents gave word for word
+LEFT = 0.8  # of an answer's tokens, decoded in passes where it leaves its draft
 NEW = 0.08  # a child's, that nobody gave before
 NEW_EXPERT = 0.45  # an expert's, likewise
 NEW_FINAL = 0.2  # a candidate's or finalist's on the samples of its split
