@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from cqd_hub.evaluation.engine._attention import ROWS
+from cqd_hub.evaluation.engine.attention import ROWS
 
 _STEP = 64  # columns are added this many at a time
 _MASKED = ("sdpa", "eager", ROWS)  # attention that takes a mask of four dimensions

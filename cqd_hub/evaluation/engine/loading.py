@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from cqd_hub.errors import UserError
-from cqd_hub.evaluation.engine._attention import use_row_attention
+from cqd_hub.evaluation.engine.attention import use_row_attention
 from cqd_hub.genome.models.architecture import Architecture
 from cqd_hub.genome.models.experts import Base
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cqd_hub.errors import CqdHubError
+from cqd_hub.evaluation.engine.attention import use_row_attention
 from cqd_hub.evaluation.engine.memory import Shape
 from cqd_hub.recipe.schema import Evaluation
 from cqd_hub.run.plan._timing import Now, Stopwatch
@@ -218,6 +219,7 @@ def _random_model(folder: Path, layers: int, device: torch.device, dtype: torch.
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     for parameter in model.parameters():
         parameter.data.fill_(0.01)
+    use_row_attention(model)  # as the engine's
     return model.requires_grad_(False).eval()
 
 

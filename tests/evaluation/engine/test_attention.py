@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from cqd_hub.evaluation.engine import _attention
+from cqd_hub.evaluation.engine import attention
 from cqd_hub.evaluation.engine._cache import RowCache
 from cqd_hub.evaluation.engine.loading import load_model
 from tests.genome.families import make_model
@@ -27,7 +27,7 @@ def test_it_attends_as_sdpa_does(shared: int, width: int, dtype: torch.dtype, er
     seen = torch.randint(1, 30, (5, 1, width, 1))
     mask = torch.arange(30) < seen
     module = cast(Any, SimpleNamespace(num_key_value_groups=shared, is_causal=True))
-    ours, _ = _attention._attend(module, query, key[:, :, :20], value[:, :, :20], mask[..., :20])
+    ours, _ = attention._attend(module, query, key[:, :, :20], value[:, :, :20], mask[..., :20])
     theirs, _ = sdpa_attention_forward(
         module, query, key[:, :, :20], value[:, :, :20], mask[..., :20]
     )
@@ -37,7 +37,7 @@ def test_it_attends_as_sdpa_does(shared: int, width: int, dtype: torch.dtype, er
 
 
 def test_models_of_sdpa_attend_so_and_others_as_they_did(tmp_path: Any) -> None:
-    for name, wanted in (("llama", _attention.ROWS), ("gpt_oss", "eager")):
+    for name, wanted in (("llama", attention.ROWS), ("gpt_oss", "eager")):
         folder = make_model(name, tmp_path / name)
         model = load_model(folder, device="cpu", dtype=torch.float32)
         assert model.config._attn_implementation == wanted
