@@ -28,4 +28,7 @@ def _program() -> str:
     if found is not None and os.path.samefile(found, called):
         return called.name
     here, place = Path.cwd(), called.absolute()
-    return str(place.relative_to(here)) if place.is_relative_to(here) else str(place)
+    if not place.is_relative_to(here):
+        return str(place)
+    relative = str(place.relative_to(here))
+    return relative if os.sep in relative else os.path.join(".", relative)

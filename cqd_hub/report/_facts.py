@@ -56,7 +56,8 @@ def reproduction(run: RunData) -> Reproduction:
         if recipe.seed != shipped.seed:
             options += ["--seed", str(recipe.seed)]
         search = shipped.search.model_copy(update={"children": recipe.search.children})
-        if shipped.model_copy(update={"seed": recipe.seed, "search": search}) == recipe:
+        same = shipped.model_copy(update={"seed": recipe.seed, "search": search}) == recipe
+        if same and "seeds" not in run.manifest:
             return Reproduction(shlex.join(["cqd-hub", "evolve", name, *options]), True, folder)
     return Reproduction(shlex.join(["cqd-hub", "evolve", f"{name}.yaml"]), False, folder)
 

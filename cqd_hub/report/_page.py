@@ -159,11 +159,11 @@ def sample_answers(run: RunData) -> list[Answers]:
         shown = []
         for one in right[:_ANSWERS] + wrong[:_ANSWERS]:
             text, omitted = cut(one.text)
-            question, _ = cut(run.questions.get(skill, {}).get(one.sample, ""), lines=20)
+            question, left = cut(run.questions.get(skill, {}).get(one.sample, ""), lines=20)
             shown.append(
                 Answer(
                     short(one.sample, 60),
-                    question.strip(),
+                    question.strip() + ("\n…" if left else ""),
                     one.score,
                     text,
                     omitted,

@@ -286,6 +286,9 @@ def test_how_to_reproduce(tmp_path: Path) -> None:
     assert said() == ("cqd-hub evolve quickstart", True, "/where/it/was")
     again = "cqd-hub evolve quickstart --children 8 --seed 3"
     assert said(**{"search.children": 8, "seed": 3}) == (again, True, "/where/it/was")
+    manifest["seeds"] = {"source": "me/run"}
+    assert said() == ("cqd-hub evolve quickstart.yaml", False, "/where/it/was")
+    del manifest["seeds"]
     changed = said(**{"variation.mutation.w_max": 0.3})
     assert changed == ("cqd-hub evolve quickstart.yaml", False, "/where/it/was")
 

@@ -166,7 +166,7 @@ class TestSizes:
             device="cpu",
             dtype=torch.float32,
         )
-        assert rows["keys and values"] == 1000 * shape.cache_bytes(4)
+        assert rows["keys and values"] == (1000 + 50) * shape.cache_bytes(4)  # a row to spare
 
 
 class TestLarge:
@@ -217,7 +217,7 @@ class TestLarge:
         error = refused(16 * GB, weights="host")
         assert "model 16.06 GB + slots on their way" in error.what
         assert error.what.endswith("16.00 GB are free")
-        assert "rank 16 in bfloat16 takes 17." in error.remedy
+        assert "rank 16 in bfloat16 takes 18." in error.remedy
         monkeypatch.setattr(_room, "free_host_memory", lambda: 64 * GB)
         assert "set evaluation.device: cpu" in refused(16 * GB, cut, "host").remedy
 
@@ -268,7 +268,7 @@ class TestLarge:
         assert error.value.remedy == ("set evaluation.weights: auto, evaluation.dtype: bfloat16")
         with pytest.raises(UserError) as error:
             refuse_misfit(shape, load, free=12 * GB, **where)
-        assert "takes 17." in error.value.remedy  # streamed, not 16 GB twice
+        assert "takes 18." in error.value.remedy  # streamed, not 16 GB twice
 
     def test_children_go_one_after_the_other_where_shared_factors_are_too_much(
         self, large: tuple[Path, list[Path]]

@@ -69,7 +69,9 @@ class RowCache:
         consecutive = list(rows) == list(range(first, first + len(rows)))
         self._read = slice(first, first + len(rows)) if consecutive else index
         self._write = self._places(index[:, None].expand_as(columns), columns)
-        self._length = self._columns if 2 * length > self._columns else length
+        # Batched products on a CPU would copy a part of the columns; see `attention`.
+        whole = consecutive and columns.device.type == "cpu" and columns.shape[1] == 1
+        self._length = self._columns if whole and 2 * length > self._columns else length
         return self._length
 
     def aim_packed(self, rows: torch.Tensor, columns: torch.Tensor) -> None:

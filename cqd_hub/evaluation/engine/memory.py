@@ -135,7 +135,8 @@ def on_device(
         kept["individuals' tables"] = 2 * load.width * layout.size * size
     rows = load.rows * (load.width if population else 1)
     tokens = min(load.batch_tokens, max(rows, 1) * load.length)
-    kept["keys and values"] = tokens * shape.cache_bytes(size)
+    # And a row that fills rectangles, see `RowCache`.
+    kept["keys and values"] = (tokens + load.length) * shape.cache_bytes(size)
     chunk = min(tokens, _CHUNK.get(kind, _CHUNK["cuda"]))
     config = shape.config
     inner = config.intermediate_size or 4 * config.hidden_size

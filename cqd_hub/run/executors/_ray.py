@@ -26,6 +26,7 @@ from cqd_hub.run.executors._messages import encode_error, refuse_error
 from cqd_hub.run.executors._worker import Opening, Worker, open_worker
 
 _LOOK = 3.0  # seconds between two looks at what the cluster has
+_MISSED = 4  # looks in a row that find the cluster, or this run's node, gone
 _PATIENCE = 600.0  # seconds that a run without any worker waits for one
 
 
@@ -133,7 +134,7 @@ class RayExecutor(HandingOut["_Hand"]):
 
         try:
             data: bytes = await hand.actor.evaluate.remote(order)
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, ConnectionError) as error:
             raise WorkerGone(_words(error)) from None
         return data
 
@@ -149,15 +150,23 @@ class RayExecutor(HandingOut["_Hand"]):
     # Who works.
 
     async def _keep_recruiting(self) -> None:
-        own = _own_node()
+        own = await asyncio.to_thread(_own_node)
+        missed = 0
         while True:
             await asyncio.sleep(_LOOK)
-            if own not in await asyncio.to_thread(_nodes):
-                raise RunError(
-                    "the node that this run reaches the cluster through has ended",
-                    where="ray",
-                    remedy="run the same command again; no evaluated child is lost",
-                )
+            try:
+                if own not in await asyncio.to_thread(_nodes):
+                    raise RunError(
+                        "the node that this run reaches the cluster through has ended",
+                        where="ray",
+                        remedy="run the same command again; no evaluated child is lost",
+                    )
+            except RunError:
+                missed += 1
+                if missed == _MISSED:
+                    raise
+                continue
+            missed = 0
             with contextlib.suppress(CqdHubError):  # told by a note
                 await self._recruit()
 
@@ -188,7 +197,7 @@ class RayExecutor(HandingOut["_Hand"]):
 
         try:
             await hand.open(self._opening, self._stores)
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
             raise RunError(f"a worker does not start: {_words(error)}", where="ray") from None
         except CqdHubError as error:
             self._refused.add(hand.place[0])
@@ -319,18 +328,25 @@ def _nodes() -> dict[str, dict[str, float]]:
     try:
         found = ray.nodes()
     except Exception as error:  # of its transport, which has many kinds
-        raise RunError(
-            f"the cluster does not answer: {_words(error)}",
-            where="ray",
-            remedy="see `ray status`, then run the same command again",
-        ) from None
+        raise _silent(error) from None
     return {node["NodeID"]: node["Resources"] for node in found if node["Alive"]}
 
 
 def _own_node() -> str:
     import ray
 
-    return str(ray.get_runtime_context().get_node_id())
+    try:
+        return str(ray.get_runtime_context().get_node_id())
+    except Exception as error:  # of its transport, which has many kinds
+        raise _silent(error) from None
+
+
+def _silent(error: Exception) -> RunError:
+    return RunError(
+        f"the cluster does not answer: {_words(error)}",
+        where="ray",
+        remedy="see `ray status`, then run the same command again",
+    )
 
 
 def _rooms() -> list[tuple[str, int]]:
