@@ -198,6 +198,12 @@ def processes(server: Server) -> list[int]:
     return found
 
 
+def kill(server: Server) -> None:
+    for pid in reversed(processes(server)):
+        with contextlib.suppress(ProcessLookupError):  # one's end may end another
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_a_server_that_dies(box: Handle) -> None:
     """Its sessions go on where they were, on another."""
     if not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists():
@@ -206,8 +212,7 @@ def test_a_server_that_dies(box: Handle) -> None:
     for place, session in enumerate(sessions):
         box.execute(session, f"UPDATE people SET age = 'a{place}' WHERE name = 'Ann'")
     server = sessions[0]._server
-    for pid in reversed(processes(server)):
-        os.kill(pid, signal.SIGKILL)
+    kill(server)
     for place, session in enumerate(sessions):
         assert box.execute(session, "SELECT age FROM people LIMIT 1").rows == ((f"a{place}",),)
         box.close(session)
@@ -220,9 +225,7 @@ def test_a_statement_that_ends_its_server_twice(box: Handle, monkeypatch: Any) -
 
     async def ask(server: Server, kind: str, request: dict[str, Any], **options: Any) -> Any:
         if "deadly" in str(request.get("statements")):
-            for pid in reversed(processes(server)):
-                with contextlib.suppress(ProcessLookupError):  # one's end may end another
-                    os.kill(pid, signal.SIGKILL)
+            kill(server)
         return await asked(server, kind, request, **options)
 
     monkeypatch.setattr(Server, "ask", ask)
