@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,16 +27,12 @@ from cqd_hub.evaluation.sandbox import (
     open_sandbox,
 )
 from cqd_hub.evaluation.sandbox._sandboxes import _docker_run
+from tests.processes import children, kill_tree
 
 from .conftest import GOOD
 
 WARM = [state.kind for state in available() if state.ok and state.kind != "docker"]
 pytestmark = pytest.mark.skipif(not WARM, reason="neither bubblewrap nor landlock works here")
-
-
-def children() -> list[int]:
-    path = Path(f"/proc/self/task/{os.getpid()}/children")
-    return [int(word) for word in path.read_text().split()]
 
 
 @pytest.mark.parametrize("kind", WARM)
@@ -58,7 +53,7 @@ def test_killed_worker_is_replaced(kind: str) -> None:
         async with await open_sandbox(kind, workers=1) as sandbox:
             for _ in range(2):
                 (worker,) = set(children()) - before
-                os.kill(worker, signal.SIGKILL)
+                kill_tree(worker)  # what is below it may answer once more
                 assert (await sandbox.run(GOOD)).value == [{"ok": 42}]
         assert set(children()) <= before
 

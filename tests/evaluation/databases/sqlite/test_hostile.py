@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +14,7 @@ from cqd_hub.evaluation.databases._interface import DatabaseLost, Table
 from cqd_hub.evaluation.databases.sqlite import SqlLimits
 from cqd_hub.evaluation.databases.sqlite._server import Server
 from cqd_hub.evaluation.databases.sqlite.box import sql_server
+from tests.processes import kill_tree
 
 from .conftest import PEOPLE, Handle, handle
 
@@ -188,26 +186,13 @@ def test_ask_the_server_directly(box: Handle) -> None:
     box.close(session)
 
 
-def processes(server: Server) -> list[int]:
-    """The server's process and those below it."""
-    assert server._process is not None
-    found = [server._process.pid]
-    for pid in found:
-        for path in Path(f"/proc/{pid}/task").glob("*/children"):
-            found += [int(word) for word in path.read_text().split()]
-    return found
-
-
 def kill(server: Server) -> None:
-    for pid in reversed(processes(server)):
-        with contextlib.suppress(ProcessLookupError):  # one's end may end another
-            os.kill(pid, signal.SIGKILL)
+    assert server._process is not None
+    kill_tree(server._process.pid)
 
 
 def test_a_server_that_dies(box: Handle) -> None:
     """Its sessions go on where they were, on another."""
-    if not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists():
-        pytest.skip("this kernel does not tell a process's children")
     sessions: list[Any] = [box.begin() for _ in range(3)]
     for place, session in enumerate(sessions):
         box.execute(session, f"UPDATE people SET age = 'a{place}' WHERE name = 'Ann'")
