@@ -6,13 +6,15 @@ Children of the shipped experts by the paper's operators, two generations deep. 
 the same samples greedily, plainly and with its parents' stored answers as drafts; the runs are
 interleaved, their answers compared token for token. `limit` is what drafts without an error (the
 child's own answers) would give in wall time: every token still goes through the model once, as in
-a prefill. Sequential engine, fp32.
+a prefill. `static` is plain decoding in static batches, as plain sequential evaluation does it, in
+wall time too. Sequential engine, fp32.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import time
 import warnings
@@ -66,7 +68,7 @@ def main() -> None:
         requests += [sample.requests[0][0] for sample in taken]
     print(
         f"{'operator':>10}{'step':>6}{'same':>7}{'tokens':>8}{'one':>7}{'both':>7}"
-        f"{'accepted':>10}{'plain':>8}{'both':>8}{'wall':>7}{'CPU':>7}{'limit':>7}"
+        f"{'accepted':>10}{'plain':>8}{'both':>8}{'wall':>7}{'CPU':>7}{'limit':>7}{'static':>8}"
     )
     asyncio.run(compare(engine, basis, requests, arguments))
 
@@ -77,7 +79,9 @@ async def compare(
     requests: list[Generate],
     arguments: argparse.Namespace,
 ) -> None:
-    async with engine:  # all along, as in a run
+    gc.collect()
+    gc.freeze()  # as a run does
+    async with engine:  # all along, likewise
         for operator in OPERATORS:
             for step in arguments.steps if operator != "crossover" else [0.0]:
                 await report(engine, basis, requests, operator, step, arguments.children)
@@ -94,7 +98,7 @@ async def report(
     pool = [Genome.of_expert(basis.hash, basis.layout, n) for n in range(3)]
     said = [(await answer(engine, genome, requests))[0] for genome in pool]
     same = passes = one = both = tokens = proposed = accepted = 0
-    wall, cpu = np.zeros(3), np.zeros(3)  # plain, both, known
+    wall, cpu = np.zeros(4), np.zeros(4)  # plain, both, known, static
     for number in range(children):
         rng = generator(0, number, "benchmark")
         mother, father = rng.choice(len(pool), 2, replace=False)
@@ -111,9 +115,12 @@ async def report(
         drafted, *with_drafts = await answer(engine, child, double)
         known = [replace(r, drafts=(a.tokens,)) for r, a in zip(requests, plain, strict=True)]
         certain, *at_best = await answer(engine, child, known)
-        spent = np.array([plainly, with_drafts, at_best])
+        engine._loop._longest, longest = 0, engine._loop._longest  # no row fits a slot
+        batched, *in_batches = await answer(engine, child, requests)
+        engine._loop._longest = longest
+        spent = np.array([plainly, with_drafts, at_best, in_batches])
         wall, cpu = wall + spent[:, 0], cpu + spent[:, 1]
-        assert alone == plain == drafted == certain  # token for token
+        assert alone == plain == drafted == certain == batched  # token for token
         proposed += engine.counts.proposed - before.proposed
         accepted += engine.counts.accepted - before.accepted
         same += sum(reply.tokens in pair for reply, pair in zip(plain, drafts, strict=True))
@@ -128,7 +135,7 @@ async def report(
         f"{operator:>10}{step:>6}{same / count:>7.0%}{passes / count:>8.1f}{one / count:>7.2f}"
         f"{both / count:>7.2f}{accepted / max(proposed, 1):>10.0%}{wall[0] / children:>8.3f}"
         f"{wall[1] / children:>8.3f}{wall[0] / wall[1]:>7.2f}{cpu[0] / cpu[1]:>7.2f}"
-        f"{wall[0] / wall[2]:>7.2f}",
+        f"{wall[0] / wall[2]:>7.2f}{wall[3] / wall[1]:>8.2f}",
         flush=True,
     )
 

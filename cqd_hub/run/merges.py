@@ -51,8 +51,16 @@ async def present(store: MergeStore | None, genome: Genome) -> AsyncIterator[Non
     if store is None or not genome.merges:
         yield
         return
+    import torch
+
+    count = torch.get_num_threads()
+
+    def ensure() -> None:
+        torch.set_num_threads(count)  # a fresh thread's are what the engine's happen to be
+        store.ensure(list(genome.merges))
+
     with store.holding(genome.merges):
-        await asyncio.to_thread(store.ensure, list(genome.merges))
+        await asyncio.to_thread(ensure)
         yield
 
 

@@ -101,11 +101,11 @@ class RowCache:
         """Give the memory back."""
         self._layers, self._rows, self._columns = {}, 0, 0
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first *length* columns of one row over another."""
+    def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copy the first *length* columns of rows over as many others, no source among them."""
         for pair in self._layers.values():
             for tensor in pair:
-                tensor[target, :, :length] = tensor[source, :, :length]
+                tensor[targets, :, :length] = tensor[sources, :, :length]
 
     def clear(self, row: int) -> None:
         """Zero a row: masked NaN would still spoil whoever has the row next."""

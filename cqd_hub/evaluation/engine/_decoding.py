@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cqd_hub.evaluation.engine._interface import Generate, LogLikelihood, Reply
 
-_TAILS = 1 << 16  # whose text is remembered
+# Children say what their parents said: what a text holds is remembered of so many.
+_TAILS = 1 << 16
+_ANSWERS = 1 << 12
 
 
 class StopWords:
@@ -30,7 +33,8 @@ class StopWords:
         # Some tokenizers drop the space that a lone token begins with.
         self._spaced = any(word[-1].isspace() for word in self._words)
         self._may_end: dict[int, bool] = {}
-        self._tails: dict[tuple[int, ...], bool] = {}  # children say what their parents said
+        self._tails: dict[tuple[int, ...], bool] = {}
+        self._remembered = lru_cache(_ANSWERS)(self._cut)
 
     def found(self, tokens: Sequence[int]) -> bool:
         """Whether the last token has just completed a stop string."""
@@ -52,6 +56,9 @@ class StopWords:
 
     def cut(self, tokens: Sequence[int]) -> str:
         """The text before the first stop string, without special tokens."""
+        return self._remembered(tuple(tokens))
+
+    def _cut(self, tokens: tuple[int, ...]) -> str:
         text = self._decode(tokens, skip_special_tokens=True)
         ends = [text.index(word) for word in self._words if word in text]
         return text[: min(ends)] if ends else text

@@ -10,6 +10,7 @@ import torch
 
 from cqd_hub.evaluation.engine._cache import RowCache
 from cqd_hub.evaluation.engine._rows import Row, pack
+from cqd_hub.evaluation.engine._threads import Threads
 
 Assign = Callable[[Sequence[Hashable], Sequence[Hashable] | None], None]
 
@@ -29,6 +30,7 @@ class Reader:
     def __init__(self, model: Any, assign: Assign) -> None:
         self._model, self._assign = model, assign
         self._device: torch.device = model.device
+        self._threads = Threads(model)
         self.cache = RowCache()
 
     def begin(self, rows: Sequence[int], entries: Sequence[Row[Any]]) -> torch.Tensor:
@@ -102,13 +104,14 @@ class Reader:
             lambda module, inputs: (inputs[0].flatten(0, 1)[wanted][None],)
         )
         try:
-            logits: torch.Tensor = self._model(
-                input_ids=torch.from_numpy(ids).to(self._device),
-                attention_mask=mask,
-                position_ids=columns.clamp(min=0),
-                past_key_values=self.cache,
-                use_cache=True,
-            ).logits
+            with self._threads.of(ids.size):
+                logits: torch.Tensor = self._model(
+                    input_ids=torch.from_numpy(ids).to(self._device),
+                    attention_mask=mask,
+                    position_ids=columns.clamp(min=0),
+                    past_key_values=self.cache,
+                    use_cache=True,
+                ).logits
         finally:
             hook.remove()
         return logits[0]

@@ -308,11 +308,16 @@ class SlotLoop(Generic[Ticket]):
 
     def _free(self, numbers: list[int]) -> None:
         """Give rows up; the last ones take their places, so that all that is in use is first."""
+        moved: dict[int, int] = {}  # target → source
         for number in sorted(numbers, reverse=True):
             last = self._rows.pop()
+            source = moved.pop(len(self._rows), len(self._rows))
             if number < len(self._rows):
                 self._rows[number] = last
-                self._cache.move(len(self._rows), number, last.length - 1)
+                moved[number] = source
+        if moved:
+            longest = max(self._rows[target].length for target in moved) - 1
+            self._cache.move(list(moved.values()), list(moved), longest)
 
     def _shrink(self) -> None:
         """Memory ran out: begin the rows there are again, half as many at a time."""

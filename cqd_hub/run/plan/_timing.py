@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
+
+from cqd_hub.evaluation.engine._threads import threads
 
 Now = Callable[[], float]
 _LEAST = 3  # repetitions, however long one takes
@@ -40,7 +41,7 @@ class Stopwatch:
         if self.device.type != "cpu":
             return _repeat(work, time.perf_counter, patience)[0]
         count = torch.get_num_threads()
-        with _threads(1):
+        with threads(1):
             alone, whole = _repeat(work, time.thread_time, patience)
         if count == 1:
             return alone
@@ -94,13 +95,3 @@ def _in_time(
         except _LateError:
             continue
     return best
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

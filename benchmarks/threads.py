@@ -1,0 +1,83 @@
+"""Decoding passes on one thread against passes on all of them, as a run makes them.
+
+    python benchmarks/threads.py
+
+Random layers of three shapes, fp32; a pass has one token per row. Passes take turns in a thread
+beside one that has computed before, as the engine's do. `engine` is what `Threads` chooses.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+import time
+import warnings
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cqd_hub.evaluation.engine._threads import Threads, threads
+
+SHAPES = {  # layers, width, inner width, heads, key heads, vocabulary
+    "quickstart": (3, 128, 352, 4, 4, 512),
+    "10M": (8, 256, 768, 4, 4, 4096),
+    "135M": (30, 576, 1536, 9, 3, 49152),
+}
+ROWS = (1, 4, 16, 64, 256)
+
+
+def model_of(shape: str) -> Any:
+    layers, width, inner, heads, key_heads, vocabulary = SHAPES[shape]
+    config = LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=vocabulary,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@torch.inference_mode()
+def compare(shape: str, rounds: int = 5) -> None:
+    model = model_of(shape)
+    most, chooses = torch.get_num_threads(), Threads(model)
+    for rows in ROWS:
+        ids = torch.ones(rows, 1, dtype=torch.long)
+        seconds: dict[int, list[float]] = {1: [], most: []}
+        for _ in range(rounds):
+            for count, taken in seconds.items():
+                with threads(count):
+                    model(ids)
+                    for _ in range(4):
+                        start = time.perf_counter()
+                        model(ids)
+                        taken.append(time.perf_counter() - start)
+        one, all_of_them = (statistics.median(taken) for taken in seconds.values())
+        with chooses.of(rows):
+            chosen = torch.get_num_threads()
+        print(
+            f"{shape:>12}{rows:>6}{1e3 * one:>10.2f}{1e3 * all_of_them:>10.2f}"
+            f"{all_of_them / one:>9.2f}{'one' if chosen == 1 else 'all':>8}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    torch.ones(1024, 1024) @ torch.ones(1024, 1024)
+    print(f"{torch.get_num_threads()} threads, {os.cpu_count()} cores")
+    print(f"{'shape':>12}{'rows':>6}{'one, ms':>10}{'all, ms':>10}{'all/one':>9}{'engine':>8}")
+    for shape in SHAPES:
+        beside = threading.Thread(target=compare, args=(shape,))
+        beside.start()
+        beside.join()
+
+
+if __name__ == "__main__":
+    main()
