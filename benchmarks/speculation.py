@@ -6,8 +6,8 @@ Children of the shipped experts by the paper's operators, two generations deep. 
 the same samples greedily, plainly and with its parents' stored answers as drafts; the runs are
 interleaved, their answers compared token for token. `limit` is what drafts without an error (the
 child's own answers) would give in wall time: every token still goes through the model once, as in
-a prefill. `static` is plain decoding in static batches, as plain sequential evaluation does it, in
-wall time too. Sequential engine, fp32.
+a prefill. `static` and `generate` are plain decoding in one static batch, by our own loop, which
+drops rows as they end, and by transformers' `generate`, in wall time too. Sequential engine, fp32.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def main() -> None:
     print(
         f"{'operator':>10}{'step':>6}{'same':>7}{'tokens':>8}{'one':>7}{'both':>7}"
         f"{'accepted':>10}{'plain':>8}{'both':>8}{'wall':>7}{'CPU':>7}{'limit':>7}{'static':>8}"
+        f"{'generate':>10}"
     )
     asyncio.run(compare(engine, basis, requests, arguments))
 
@@ -98,7 +99,7 @@ async def report(
     pool = [Genome.of_expert(basis.hash, basis.layout, n) for n in range(3)]
     said = [(await answer(engine, genome, requests))[0] for genome in pool]
     same = passes = one = both = tokens = proposed = accepted = 0
-    wall, cpu = np.zeros(4), np.zeros(4)  # plain, both, known, static
+    wall, cpu = np.zeros(5), np.zeros(5)  # plain, both, known, static, generate
     for number in range(children):
         rng = generator(0, number, "benchmark")
         mother, father = rng.choice(len(pool), 2, replace=False)
@@ -118,9 +119,14 @@ async def report(
         engine._loop._longest, longest = 0, engine._loop._longest  # no row fits a slot
         batched, *in_batches = await answer(engine, child, requests)
         engine._loop._longest = longest
-        spent = np.array([plainly, with_drafts, at_best, in_batches])
+        padded, *by_transformers = await asyncio.to_thread(generate, engine, requests)
+        spent = np.array([plainly, with_drafts, at_best, in_batches, by_transformers])
         wall, cpu = wall + spent[:, 0], cpu + spent[:, 1]
         assert alone == plain == drafted == certain == batched  # token for token
+        assert all(
+            theirs[: len(mine.tokens)] == list(mine.tokens)
+            for mine, theirs in zip(plain, padded, strict=True)
+        )
         proposed += engine.counts.proposed - before.proposed
         accepted += engine.counts.accepted - before.accepted
         same += sum(reply.tokens in pair for reply, pair in zip(plain, drafts, strict=True))
@@ -135,7 +141,8 @@ async def report(
         f"{operator:>10}{step:>6}{same / count:>7.0%}{passes / count:>8.1f}{one / count:>7.2f}"
         f"{both / count:>7.2f}{accepted / max(proposed, 1):>10.0%}{wall[0] / children:>8.3f}"
         f"{wall[1] / children:>8.3f}{wall[0] / wall[1]:>7.2f}{cpu[0] / cpu[1]:>7.2f}"
-        f"{wall[0] / wall[2]:>7.2f}{wall[3] / wall[1]:>8.2f}",
+        f"{wall[0] / wall[2]:>7.2f}{wall[3] / wall[1]:>8.2f}"
+        f"{wall[4] / wall[1]:>10.2f}",
         flush=True,
     )
 
@@ -160,6 +167,34 @@ async def answer(
     start, spent = time.perf_counter(), time.process_time()
     replies = await asyncio.gather(*(engine.submit(candidate, r) for r in requests))
     return replies, time.perf_counter() - start, time.process_time() - spent
+
+
+def generate(
+    engine: SequentialEngine, requests: list[Generate]
+) -> tuple[list[list[int]], float, float]:
+    """What transformers generates for the resident individual, and its wall and CPU seconds."""
+    model, tokenizer = engine._model, engine.tokenizer
+    longest = max(len(request.prompt) for request in requests)
+    ids, mask = torch.zeros((2, len(requests), longest), dtype=torch.long)
+    for row, request in enumerate(requests):
+        ids[row, longest - len(request.prompt) :] = torch.tensor(request.prompt)
+        mask[row, longest - len(request.prompt) :] = 1
+    (stop,) = {request.stop for request in requests}
+    (limit,) = {request.max_new_tokens for request in requests}
+    start, spent = time.perf_counter(), time.process_time()
+    with torch.inference_mode():
+        tokens = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=sorted(engine._ends),
+            pad_token_id=0,
+            stop_strings=list(stop),
+            tokenizer=tokenizer,
+        )
+    taken = time.perf_counter() - start, time.process_time() - spent
+    return tokens[:, longest:].tolist(), *taken
 
 
 if __name__ == "__main__":
