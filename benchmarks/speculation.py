@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from cqd_hub import assets
 from cqd_hub.evaluation.engine import Candidate, Generate, Reply
+from cqd_hub.evaluation.engine._decoding import _left_padded
 from cqd_hub.evaluation.engine.sequential import SequentialEngine
 from cqd_hub.evaluation.skills import load_skills
 from cqd_hub.genome import (
@@ -174,11 +175,7 @@ def generate(
 ) -> tuple[list[list[int]], float, float]:
     """What transformers generates for the resident individual, and its wall and CPU seconds."""
     model, tokenizer = engine._model, engine.tokenizer
-    longest = max(len(request.prompt) for request in requests)
-    ids, mask = torch.zeros((2, len(requests), longest), dtype=torch.long)
-    for row, request in enumerate(requests):
-        ids[row, longest - len(request.prompt) :] = torch.tensor(request.prompt)
-        mask[row, longest - len(request.prompt) :] = 1
+    ids, mask, _ = _left_padded([request.prompt for request in requests], model.device)
     (stop,) = {request.stop for request in requests}
     (limit,) = {request.max_new_tokens for request in requests}
     start, spent = time.perf_counter(), time.process_time()
@@ -194,7 +191,7 @@ def generate(
             tokenizer=tokenizer,
         )
     taken = time.perf_counter() - start, time.process_time() - spent
-    return tokens[:, longest:].tolist(), *taken
+    return tokens[:, ids.shape[1] :].tolist(), *taken
 
 
 if __name__ == "__main__":

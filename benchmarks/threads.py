@@ -13,39 +13,29 @@ import statistics
 import threading
 import time
 import warnings
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import engine
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cqd_hub.evaluation.engine._threads import Threads, threads
 
-SHAPES = {  # layers, width, inner width, heads, key heads, vocabulary
-    "quickstart": (3, 128, 352, 4, 4, 512),
-    "10M": (8, 256, 768, 4, 4, 4096),
-    "135M": (30, 576, 1536, 9, 3, 49152),
-}
+SHAPES = {
+    "quickstart": engine.SHAPES["quickstart"],
+    "10m": {
+        "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "intermediate_size": 768, "vocab_size": 4096,
+    },
+    "135m": engine.SHAPES["135m"],
+}  # fmt: skip
 ROWS = (1, 4, 16, 64, 256)
-
-
-def model_of(shape: str) -> Any:
-    layers, width, inner, heads, key_heads, vocabulary = SHAPES[shape]
-    config = LlamaConfig(
-        num_hidden_layers=layers,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        vocab_size=vocabulary,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @torch.inference_mode()
 def compare(shape: str, rounds: int = 5) -> None:
-    model = model_of(shape)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape])).eval()
     most, chooses = torch.get_num_threads(), Threads(model)
     for rows in ROWS:
         ids = torch.ones(rows, 1, dtype=torch.long)

@@ -33,8 +33,8 @@ class StopWords:
         # Some tokenizers drop the space that a lone token begins with.
         self._spaced = any(word[-1].isspace() for word in self._words)
         self._may_end: dict[int, bool] = {}
-        self._tails: dict[tuple[int, ...], bool] = {}
-        self._remembered = lru_cache(_ANSWERS)(self._cut)
+        self._ends_there = lru_cache(_TAILS)(self._holds_stop)
+        self._text_of = lru_cache(_ANSWERS)(self._cut)
 
     def found(self, tokens: Sequence[int]) -> bool:
         """Whether the last token has just completed a stop string."""
@@ -46,17 +46,15 @@ class StopWords:
             self._may_end[newest] = self._spaced or any(letter in text for letter in self._last)
         if not self._may_end[newest]:
             return False
-        tail = tuple(tokens[-self._window :])
-        if tail not in self._tails:
-            if len(self._tails) >= _TAILS:
-                self._tails.clear()
-            text = self._decode(tail, skip_special_tokens=False)
-            self._tails[tail] = any(word in text for word in self._words)
-        return self._tails[tail]
+        return self._ends_there(tuple(tokens[-self._window :]))
+
+    def _holds_stop(self, tail: tuple[int, ...]) -> bool:
+        text = self._decode(tail, skip_special_tokens=False)
+        return any(word in text for word in self._words)
 
     def cut(self, tokens: Sequence[int]) -> str:
         """The text before the first stop string, without special tokens."""
-        return self._remembered(tuple(tokens))
+        return self._text_of(tuple(tokens))
 
     def _cut(self, tokens: tuple[int, ...]) -> str:
         text = self._decode(tokens, skip_special_tokens=True)

@@ -8,7 +8,7 @@ save (`benchmarks/threads.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -30,12 +30,10 @@ class Threads:
         self._layer = weights / max(layers, 1)
         self._choose, self._all = model.device.type == "cpu", torch.get_num_threads()
 
-    @contextmanager
-    def of(self, tokens: int) -> Iterator[None]:
+    def of(self, tokens: int) -> AbstractContextManager[None]:
         """Within, a pass over so many tokens has the threads that it is worth."""
         small = 2 * self._layer * (tokens + _READING) < _WORTH
-        with threads(1 if self._choose and small else self._all):
-            yield
+        return threads(1 if self._choose and small else self._all)
 
 
 @contextmanager

@@ -58,9 +58,9 @@ class Rates(NamedTuple):
 def calibrate(shape: Shape, folder: Path, *, device: str, dtype: torch.dtype) -> Rates:
     """Measure products, memory, and passes of one and two random layers.
 
-    Takes three seconds, or more where others have the cores. Measured is in a thread beside one
-    that has computed, as in a run: there OpenMP puts helpers to sleep while they wait, and a small
-    model's passes take up to half as long again.
+    Takes three seconds, or more where others have the cores. The measuring thread is one beside
+    another that has computed, as in a run: there OpenMP puts helpers to sleep while they wait, and
+    a small model's passes take up to half as long again.
 
     Args:
         shape: Of the models.
